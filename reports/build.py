@@ -1,0 +1,99 @@
+"""`python -m reports.build run=FOLDER`: makes report.html again from the files of a run, and from nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import vl_convert
+from markupsafe import Markup
+
+from reports import page, results
+from reports.front import COSTS
+
+SCHEMA = 1
+
+
+def build(run: Path) -> Path:
+    """Write report.html into the run folder, whole or not at all: one file that fetches nothing.
+
+    Raises:
+        ValueError: the folder isn't a run, or one of its files is damaged or of another schema.
+    """
+    table = results.read(run)
+    info = read_info(run)
+    files: dict[str, str | None] = {path.name: None for path in run.iterdir() if path.name[0] != "." and path.is_file()}
+    if "best.yaml" in files:
+        files["best.yaml"] = (run / "best.yaml").read_text(encoding="utf-8", errors="replace")
+    contents = page.contents(table, info, files)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["script_json"] = script_json
+    template = environment.get_template("template.html.j2")
+    # Vega is the bulk of the page: left out where there is nothing to draw.
+    vega = (
+        Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"))
+        if contents["best"]
+        else ""
+    )
+    html = template.render(contents, vega=vega)
+    path = run / "report.html"
+    results.write_atomically(path, html.encode("utf-8", errors="replace"))
+    return path
+
+
+def read_info(run: Path) -> dict[str, Any]:
+    """The contents of run.json.
+
+    Raises:
+        ValueError: it is missing, damaged, of another schema, or has no config with a known cost.
+    """
+    path = run / "run.json"
+    again = "run the same search command again: it writes the file anew"
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as cause:
+        raise ValueError(f"a run folder holds run.json, but {run} doesn't; {again}") from cause
+    except (OSError, ValueError) as cause:
+        raise ValueError(f"{path} is damaged or half-written ({cause}); {again}") from cause
+    if not isinstance(info, dict) or info.get("schema") != SCHEMA:
+        found = info.get("schema") if isinstance(info, dict) else type(info).__name__
+        raise ValueError(f"{path} has schema {found!r}, but this program reads {SCHEMA}; {again}")
+    kinds = {"config": dict, "teacher": dict, "student": dict, "dataset": dict, "confirm": dict, "machine": dict}
+    for key, kind in kinds.items():
+        if not isinstance(info.get(key), kind):
+            raise ValueError(f"{key} in {path} must be an object, but is {info.get(key)!r}; {again}")
+    if info["config"].get("cost") not in COSTS:
+        raise ValueError(
+            f"cost in {path} must be one of {', '.join(COSTS)}, but is {info['config'].get('cost')!r}; {again}"
+        )
+    return info
+
+
+def script_json(value: Mapping[str, object]) -> Markup:
+    """JSON that is safe inside a <script> element: no character of it can end the element or begin a comment."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code: 0 done, 2 bad input."""
+    try:
+        if len(argv) != 1 or not argv[0].startswith("run=") or argv[0] == "run=":
+            raise ValueError(f"one argument run=FOLDER is expected, but got {' '.join(argv) or 'none'}")
+        path = build(Path(argv[0].removeprefix("run=")))
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+    sys.stdout.write(f"{path}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,128 @@
+"""One row per recipe, and which recipes are on the front of accuracy against cost. Reads the results table only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import moocore
+import numpy as np
+import pandas as pd
+
+from reports import results as results_module
+from reports.statistics import half_width, pooled_sd
+
+COSTS = {"flops": "train_flops", "seconds": "device_seconds", "params": "params", "latency": "latency_ms"}
+_SAME = ["recipe", "pair", "weighting", "lambda_base", "anchor", "n_stages", "epochs", "total_epochs"]
+_MEANS = ["train_flops", "device_seconds", "params", "latency_ms"]
+SUMMARY = [
+    *("recipe", "recipe_id", "pair", "weighting", "lambda_base", "anchor", "n_stages", "epochs", "total_epochs"),
+    *("seeds", "val_accuracy", "val_half_width", "val_sd", *_MEANS, "cost", "front", "letter"),
+    *("test_accuracy", "test_half_width", "test_sd", "confirm_seeds", "holds"),
+]
+
+
+def nondominated(points: np.ndarray) -> np.ndarray:
+    """Which of the points [n, m] no other point dominates, all m objectives minimised; equal points stand together.
+
+    Raises:
+        ValueError: points is not two-dimensional, or has NaN or infinity (which would evict valid points unseen).
+    """
+    points = np.asarray(points, dtype=np.float64)
+    if points.ndim != 2:
+        raise ValueError(f"points must have shape [n, m], but have shape {list(points.shape)}")
+    bad = ~np.isfinite(points).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"points must be finite, but {int(bad.sum())} of {len(points)} are not, the first at row "
+            f"{int(bad.argmax())}: {points[bad.argmax()].tolist()}; leave failed recipes out"
+        )
+    if not len(points):
+        return np.zeros(0, dtype=np.bool_)
+    return np.asarray(moocore.is_nondominated(points, keep_weakly=True), dtype=np.bool_)
+
+
+def summarise(results: pd.DataFrame, cost: str) -> pd.DataFrame:
+    """One row per recipe whose search rows are all complete, sorted by cost, then recipe_id; columns as in SUMMARY.
+
+    Accuracies are means over seeds, as fractions. *_half_width: of the 95 % t interval with the standard deviation
+    pooled over recipes, null where no recipe has two seeds. *_sd: the recipe's own. cost: the mean of the chosen cost.
+    front: non-dominated in (1 - val_accuracy, cost). letter: A, B, ... on the front in order of cost, "" elsewhere.
+    holds: still non-dominated in (1 - test_accuracy, cost) among the confirmed; null where not confirmed.
+
+    Raises:
+        ValueError: the cost is unknown, or wasn't measured for a recipe.
+    """
+    if cost not in COSTS:
+        raise ValueError(f"cost must be one of {', '.join(COSTS)}, but got {cost!r}")
+    search = _complete(results[results["phase"] == "search"])
+    by_recipe = search.groupby("recipe_id", sort=True)
+    accuracy = _accuracy(search, "val_accuracy", "val", "seeds")
+    out = by_recipe[_SAME].first().join(accuracy).join(by_recipe[_MEANS].mean())
+    out["cost"] = out[COSTS[cost]]
+    if out["cost"].isna().any():
+        missing = out[out["cost"].isna()].iloc[0]
+        known = [name for name, column in COSTS.items() if out[column].notna().all()]
+        raise ValueError(
+            f"cost={cost} needs {COSTS[cost]} for every complete recipe, but {missing['recipe']} ({missing.name}) has "
+            f"none; costs measured for all are {', '.join(known)}"
+        )
+    out = out.reset_index().sort_values(["cost", "recipe_id"], ignore_index=True)
+    out["front"] = nondominated(np.column_stack([1 - out["val_accuracy"], out["cost"]]))
+    out["letter"] = pd.Series("", index=out.index, dtype="str")
+    out.loc[out["front"], "letter"] = [letter(i) for i in range(int(out["front"].sum()))]
+
+    confirmed = _complete(results[results["phase"] == "confirm"], also="test_accuracy")
+    out = out.merge(_accuracy(confirmed, "test_accuracy", "test", "confirm_seeds").reset_index(), "left", "recipe_id")
+    out["confirm_seeds"] = out["confirm_seeds"].astype("Int64")
+    out["holds"] = holds(out, "cost")
+    return out.astype({"seeds": "int64", "front": "bool", "letter": "str"})[SUMMARY]
+
+
+def holds(summary: pd.DataFrame, cost_column: str) -> pd.Series[bool]:
+    """Is a row non-dominated in (1 - test_accuracy, cost_column) among the confirmed ones? Null where not confirmed."""
+    out = pd.Series(pd.NA, index=summary.index, dtype="boolean")
+    tested = summary["test_accuracy"].notna()
+    out[tested] = nondominated(
+        np.column_stack([1 - summary.loc[tested, "test_accuracy"], summary.loc[tested, cost_column]])
+    )
+    return out
+
+
+def winner(summary: pd.DataFrame) -> str | None:
+    """The recipe_id of the highest mean validation accuracy; ties go to the lower cost, then the lower id."""
+    if summary.empty:
+        return None
+    order = summary.sort_values(["val_accuracy", "cost", "recipe_id"], ascending=[False, True, True])
+    return str(order["recipe_id"].iloc[0])
+
+
+def write_front(summary: pd.DataFrame, path: Path) -> None:
+    """Write the front members, in order of cost, as CSV; the letter and the recipe come first."""
+    first = ["letter", "recipe", "recipe_id"]
+    members = summary.loc[summary["front"], first + [name for name in SUMMARY if name not in first]]
+    results_module.write_atomically(path, members.to_csv(index=False, lineterminator="\n").encode())
+
+
+def letter(index: int) -> str:
+    """0 -> A, 25 -> Z, 26 -> AA, as spreadsheets do."""
+    text = ""
+    index += 1
+    while index:
+        index, rest = divmod(index - 1, 26)
+        text = chr(ord("A") + rest) + text
+    return text
+
+
+def _complete(rows: pd.DataFrame, also: str = "val_accuracy") -> pd.DataFrame:
+    """The rows of recipes of which every row is complete and has `also`."""
+    good = (rows["status"] == "complete") & rows[also].notna()
+    return rows[good.groupby(rows["recipe_id"]).transform("all").astype("bool")]
+
+
+def _accuracy(rows: pd.DataFrame, column: str, prefix: str, count: str) -> pd.DataFrame:
+    groups = rows.groupby("recipe_id", sort=True)[column]
+    out = pd.DataFrame({column: groups.mean(), f"{prefix}_sd": groups.std(ddof=1), count: groups.size()})
+    spread = pooled_sd(values.tolist() for _, values in groups)
+    widths = {n: half_width(spread, n) for n in set(out[count])}
+    out[f"{prefix}_half_width"] = out[count].map(widths).astype("float64")
+    return out

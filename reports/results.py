@@ -1,0 +1,191 @@
+"""The table of results: its columns, and how it is written and read. Nothing is computed from it here."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEMA = 1
+PHASES = ("search", "confirm")
+STATUSES = ("complete", "failed", "pruned")
+_KEY = b"smskd_schema"
+_AGAIN = "run the same search command again: finished stages are kept, and the table is written anew"
+
+
+class Column(NamedTuple):
+    """dtype: the pandas dtype, of every run, even where all values are null. nullable: may a value be missing?"""
+
+    dtype: str
+    nullable: bool
+    meaning: str
+
+
+COLUMNS: dict[str, Column] = {
+    "recipe": Column("str", False, "stages in order, as in `kd>fitnets>rkd`; `kd+rkd` is one stage of two methods"),
+    "recipe_id": Column("str", False, "twelve hexadecimal digits: what the recipe does, anchor settings included"),
+    "pair": Column("str", False, "teacher and student, a name of the table of pairs"),
+    "data": Column("str", False, "data set"),
+    "seed": Column("int64", False, "seed of this training"),
+    "phase": Column("str", False, "`search` (chosen on validation) or `confirm` (trained again with fresh seeds)"),
+    "status": Column("str", False, "`complete`, `failed` or `pruned`"),
+    "error": Column("str", True, "cause of a failure"),
+    "val_accuracy": Column("float64", True, "accuracy on the validation split after the last epoch, 0 to 1"),
+    "test_accuracy": Column("float64", True, "accuracy on the test split after the last epoch, 0 to 1; `confirm` only"),
+    "train_flops": Column("float64", True, "training cost as if no stage were shared, floating-point operations"),
+    "device_seconds": Column("float64", True, "training time as if no stage were shared, seconds"),
+    "spent_seconds": Column("float64", True, "training time of the stages that no earlier row had paid for, seconds"),
+    "params": Column("int64", False, "parameters of the student"),
+    "latency_ms": Column("float64", True, "inference time of the student, milliseconds; null unless measured"),
+    "epochs": Column("int64", False, "epochs of each stage"),
+    "total_epochs": Column("int64", False, "epochs of all stages together"),
+    "n_stages": Column("int64", False, "number of stages"),
+    "weighting": Column("str", False, "weight of the anchor: `fixed`, `tcp` or `tcp_true`; idle without an anchor"),
+    "lambda_base": Column("float64", False, "largest weight of the anchor; idle without an anchor"),
+    "anchor": Column("str", False, "what stages after the first hold on to; idle with one stage"),
+}
+_ARROW: dict[str, pa.DataType] = {"str": pa.string(), "int64": pa.int64(), "float64": pa.float64()}
+
+
+def write(rows: Sequence[Mapping[str, object]], folder: Path) -> None:
+    """Write results.parquet and results.csv into `folder`, each whole or not at all.
+
+    The same rows in any order give the same files: rows are sorted by phase, number of stages, recipe, id and seed,
+    which is not the order in which they were trained. A nullable column may be left out of a row.
+
+    Raises:
+        ValueError: a row lacks a column, has an unknown one, a value of the wrong type or range, or occurs twice.
+    """
+    checked = [_check(row) for row in rows]
+    checked.sort(key=lambda r: (PHASES.index(str(r["phase"])), r["n_stages"], r["recipe"], r["recipe_id"], r["seed"]))
+    for before, after in itertools.pairwise(checked):
+        if all(before[name] == after[name] for name in ("recipe_id", "seed", "phase")):
+            raise ValueError(f"one row per recipe_id, seed and phase must hold, but two rows are {_name(after)}")
+    schema = pa.schema([pa.field(name, _ARROW[column.dtype]) for name, column in COLUMNS.items()])
+    table = pa.Table.from_pylist(checked, schema=schema.with_metadata({_KEY: str(SCHEMA).encode()}))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_atomically(folder / "results.parquet", sink.getvalue().to_pybytes())
+    write_atomically(folder / "results.csv", _frame(table).to_csv(index=False, lineterminator="\n").encode())
+
+
+def read(folder: Path) -> pd.DataFrame:
+    """The table that `write` left in `folder`: columns and dtypes as in COLUMNS, null as NaN.
+
+    Raises:
+        ValueError: `folder` is not a run, or its results.parquet is half-written or of another schema.
+    """
+    path = folder / "results.parquet"
+    if not path.is_file():
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
+        raise ValueError(
+            f"a run folder holds results.parquet, but {folder} doesn't (found: {found or 'nothing'}); "
+            "give the folder that a search wrote to"
+        )
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as cause:
+        raise ValueError(f"{path} is half-written or no Parquet file ({cause}); {_AGAIN}") from cause
+    version = (table.schema.metadata or {}).get(_KEY, b"none").decode(errors="replace")
+    if version != str(SCHEMA):
+        raise ValueError(f"{path} has schema version {version!r}, but this program reads {SCHEMA}; {_AGAIN}")
+    for name, column in COLUMNS.items():
+        kind = table.schema.field(name).type if name in table.column_names else "no such column"
+        if kind != _ARROW[column.dtype]:
+            raise ValueError(f"column {name} of {path} must be {column.dtype}, but is {kind}; {_AGAIN}")
+    return _frame(table.select(list(COLUMNS)))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a power cut, finds the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name must survive a power cut too
+    finally:
+        os.close(folder)
+
+
+def schema_markdown() -> str:
+    """The text of SCHEMA.md."""
+    lines = [
+        "# The table of results",
+        "",
+        f"`results.parquet` (schema version {SCHEMA} under `{_KEY.decode()}` in the file's metadata) and its copy as",
+        "text, `results.csv`, hold one row per recipe, seed and phase. Rows are sorted by phase, number of stages,",
+        "recipe, id and seed, which is not the order of training. `python -m reports.results` prints this page.",
+        "",
+        "| column | type | null | meaning |",
+        "|---|---|---|---|",
+        *(f"| `{k}` | {c.dtype} | {'yes' if c.nullable else 'no'} | {c.meaning} |" for k, c in COLUMNS.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    frame: pd.DataFrame = table.to_pandas()
+    return frame.astype({name: column.dtype for name, column in COLUMNS.items()})
+
+
+def _check(row: Mapping[str, object]) -> dict[str, object]:
+    unknown = sorted(set(row) - set(COLUMNS))
+    if unknown:
+        raise ValueError(f"unknown columns {unknown} in {_name(row)}; columns are {', '.join(COLUMNS)}")
+    out = {name: _value(name, column, row) for name, column in COLUMNS.items()}
+    _one_of("phase", PHASES, row)
+    _one_of("status", STATUSES, row)
+    for name in ("val_accuracy", "test_accuracy"):
+        value = out[name]
+        if isinstance(value, float) and not 0 <= value <= 1:
+            raise ValueError(f"{name} must be a fraction from 0 to 1, but is {value} in {_name(row)}")
+    needed = ("val_accuracy", "train_flops", "device_seconds") if out["status"] == "complete" else ()
+    for name in needed:
+        if out[name] is None:
+            raise ValueError(f"a complete row has {name}, but {_name(row)} has none; is its status failed?")
+    if out["phase"] == "search" and out["test_accuracy"] is not None:
+        raise ValueError(f"test_accuracy belongs to phase confirm only, but {_name(row)} has one")
+    return out
+
+
+def _value(name: str, column: Column, row: Mapping[str, object]) -> object:
+    value = row.get(name)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        if column.nullable:
+            return None
+        raise ValueError(f"{name} must not be null, but is in {_name(row)}")
+    if column.dtype == "float64" and isinstance(value, Real) and math.isfinite(value):
+        return float(value)
+    if column.dtype == "int64" and isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if column.dtype == "str" and isinstance(value, str):
+        return value
+    raise ValueError(f"{name} must be a finite {column.dtype}, but is {value!r} in {_name(row)}")
+
+
+def _one_of(name: str, choices: tuple[str, ...], row: Mapping[str, object]) -> None:
+    if row[name] not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {row[name]!r} in {_name(row)}")
+
+
+def _name(row: Mapping[str, object]) -> str:
+    return f"the {row.get('phase')} row of {row.get('recipe')} ({row.get('recipe_id')}), seed {row.get('seed')}"
+
+
+if __name__ == "__main__":
+    print(schema_markdown(), end="")  # noqa: T201

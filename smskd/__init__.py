@@ -1,0 +1,1 @@
+"""Sequential multi-stage knowledge distillation: the method by itself, without a search, a cluster or a report."""

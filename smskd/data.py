@@ -1,0 +1,421 @@
+"""A data set as tensors on one device: three splits, counted views (augmentation), and a fingerprint.
+
+Pad-and-crop with flip has only (2 pad + 1)^2 * (1 or 2) views of an image, so a view is a number, and a batch of random
+views is one indexing operation. Deliberately not here: workers, PIL transforms, data that doesn't fit in memory.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smskd import names
+
+# torchvision and scikit-learn take seconds to import; they are imported where they read or split.
+
+DATA_DIR = Path("runs/data")
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+# In standard deviations of the clean pixels. Enough that a small student trails its teacher by some six points.
+DIGITS_NOISE = 0.5
+_SPLIT_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Images [N, C, H, W], as read (uint8 or float32, not normalised), and labels [N], int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: np.ndarray) -> Split:
+        """The samples at these places."""
+        rows = torch.from_numpy(np.sort(index))
+        return Split(images=self.images[rows], labels=self.labels[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A data set, ready to train on.
+
+    mean, std: [C, 1, 1], in the images' own units. pad: pixels of black around an image before it is cropped back to its
+    size. flip: whether a mirrored image is a valid one.
+    """
+
+    name: str
+    classes: int
+    train: Split
+    validation: Split
+    test: Split
+    mean: Tensor
+    std: Tensor
+    pad: int
+    flip: bool
+    fingerprint: str = ""
+    _views: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test"):
+            split: Split = getattr(self, name)
+            if len(split) < 2:
+                raise ValueError(f"data={self.name}: the {name} split needs at least 2 images, but has {len(split)}")
+            if split.images.shape[1:] != self.train.images.shape[1:]:
+                raise ValueError(
+                    f"data={self.name}: all splits must have one image shape, but train has "
+                    f"{tuple(self.train.images.shape[1:])} and {name} {tuple(split.images.shape[1:])}"
+                )
+            lowest, highest = int(split.labels.min()), int(split.labels.max())
+            if lowest < 0 or highest >= self.classes:
+                raise ValueError(
+                    f"data={self.name}: labels must be in 0..{self.classes - 1}, but {name} has {lowest}..{highest}"
+                )
+        padded = F.pad(self.train.images, (self.pad,) * 4)
+        crops = padded.unfold(2, self.height, 1).unfold(3, self.width, 1).permute(0, 2, 3, 1, 4, 5)
+        object.__setattr__(self, "_views", crops)  # [N, 2 pad + 1, 2 pad + 1, C, H, W], without a copy
+        if not self.fingerprint:
+            object.__setattr__(self, "fingerprint", self._digest())
+
+    @property
+    def channels(self) -> int:
+        return self.train.images.shape[1]
+
+    @property
+    def height(self) -> int:
+        return self.train.images.shape[2]
+
+    @property
+    def width(self) -> int:
+        return self.train.images.shape[3]
+
+    @property
+    def views(self) -> int:
+        """How many views an image has."""
+        return (2 * self.pad + 1) ** 2 * (2 if self.flip else 1)
+
+    def augmented(self, index: Tensor, view: Tensor) -> Tensor:
+        """Normalised training images at `index`, each in its own view: both [B] -> [B, C, H, W], float32."""
+        side = 2 * self.pad + 1
+        crop = view % side**2
+        images = self.normalised(self._views[index, crop // side, crop % side])
+        if self.flip:
+            images = torch.where((view >= side**2)[:, None, None, None], images.flip(-1), images)
+        return images
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Raw images [B, C, H, W] -> float32, shifted and scaled per channel."""
+        return (images.float() - self.mean) / self.std
+
+    def to(self, device: torch.device) -> Data:
+        """The same data on a device."""
+        moved = {
+            name: Split(images=split.images.to(device), labels=split.labels.to(device))
+            for name in ("train", "validation", "test")
+            for split in [cast(Split, getattr(self, name))]
+        }
+        return replace(self, mean=self.mean.to(device), std=self.std.to(device), **moved)
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256(repr((self.name, self.classes, self.pad, self.flip)).encode())
+        for tensor in (
+            self.mean,
+            self.std,
+            *(t for s in (self.train, self.validation, self.test) for t in (s.images, s.labels)),
+        ):
+            digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
+            digest.update(np.ascontiguousarray(tensor.numpy()).data)
+        return digest.hexdigest()
+
+
+def load(
+    name: str, *, data_dir: Path | None = None, train_size: int | None = None, image_size: int | None = None
+) -> Data:
+    """Read a data set by name.
+
+    Args:
+        name: one of DATASETS.
+        data_dir: the folder that holds its files; None: runs/data, where a missing set is downloaded to.
+        train_size: keep this many training images, stratified by class; None: all.
+        image_size: for `folder`, resize images to this many pixels a side; None: they have one size already.
+
+    Returns:
+        The data on the CPU. Validation is carved from the training part, stratified, always in the same way.
+
+    Raises:
+        ValueError: no such set, it isn't there and can't be had, or a setting doesn't fit it; one line says the mend.
+    """
+    names.check("data", name, DATASETS)
+    if image_size is not None and name != "folder":
+        raise ValueError(f"image_size= is for data=folder alone, but data={name} has images of a fixed size")
+    if data_dir is not None and name == "digits":
+        raise ValueError("data_dir= has no use with data=digits, which comes with scikit-learn: leave it out")
+    reader = DATASETS[name]
+    data = reader(data_dir, image_size) if name == "folder" else reader(data_dir)
+    if train_size is None:
+        return data
+    count = len(data.train)
+    if not data.classes <= train_size <= count:
+        raise ValueError(
+            f"train_size must be from {data.classes} (one a class) to {count} for data={name}, but got {train_size}"
+        )
+    kept = data.train if train_size == count else data.train.take(_stratified(data.train.labels, count - train_size)[0])
+    return replace(data, train=kept, fingerprint="")
+
+
+def _stratified(labels: Tensor, held_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the samples that stay and of those held out, with the classes in proportion."""
+    from sklearn.model_selection import train_test_split
+
+    places = np.arange(len(labels))
+    try:
+        stay, leave = train_test_split(places, test_size=held_out, stratify=labels.numpy(), random_state=_SPLIT_SEED)
+    except ValueError as error:
+        raise ValueError(f"{len(labels)} images can't be split by class with {held_out} held out: {error}") from None
+    return stay, leave
+
+
+def _carve(train: Split, held_out: int) -> tuple[Split, Split]:
+    stay, leave = _stratified(train.labels, held_out)
+    return train.take(stay), train.take(leave)
+
+
+def _channel(values: tuple[float, ...], scale: float = 1.0) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) * scale
+
+
+def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel over a split, in the images' units, [C, 1, 1]."""
+    flat = images.transpose(0, 1).flatten(1)
+    # in chunks, so that a large uint8 set isn't held in float at once
+    chunks = [c.double() for c in flat.split(2**22, dim=1)]
+    mean = torch.stack([c.sum(dim=1) for c in chunks]).sum(dim=0) / flat.shape[1]
+    square = torch.stack([(c - mean[:, None]).square().sum(dim=1) for c in chunks]).sum(dim=0) / flat.shape[1]
+    return mean.float().view(-1, 1, 1), square.sqrt().clamp(min=1e-6).float().view(-1, 1, 1)
+
+
+def _digits(data_dir: Path | None) -> Data:
+    """scikit-learn's 1,797 digits, 8 x 8, with a fixed draw of noise that makes the gap to the teacher visible.
+
+    No crop: a shift by one pixel in eight costs a student of 12 epochs ten points on validation.
+    """
+    import sklearn.datasets
+
+    bunch = sklearn.datasets.load_digits()
+    images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
+    images += (
+        DIGITS_NOISE * images.std() * torch.randn(images.shape, generator=torch.Generator().manual_seed(_SPLIT_SEED))
+    )
+    everything = Split(images=images, labels=torch.from_numpy(bunch.target).long())
+    train, rest = _carve(everything, 797)
+    validation, test = _carve(rest, 399)
+    mean, std = _moments(train.images)
+    return Data(
+        name="digits", classes=10, train=train, validation=validation, test=test, mean=mean, std=std, pad=0, flip=False
+    )
+
+
+def _fashion_mnist(data_dir: Path | None) -> Data:
+    """Zalando's 70,000 articles, 28 x 28 grey: torchvision's folder, or one with the four .gz files, as Debian ships it."""
+    import torchvision.datasets
+
+    places = [data_dir] if data_dir else [DATA_DIR, DEBIAN_FASHION_MNIST]
+    for place in places:
+        if (place / "FashionMNIST" / "raw").is_dir():
+            return _fashion_mnist_from(place)
+        if (place / "train-images-idx3-ubyte.gz").is_file():
+            return _fashion_mnist_unpacked(place)
+    root = data_dir or DATA_DIR
+    _download("fashion_mnist", torchvision.datasets.FashionMNIST, root, places)
+    return _fashion_mnist_from(root)
+
+
+def _fashion_mnist_unpacked(place: Path) -> Data:
+    """torchvision reads unpacked files from its own layout: make that for the moment of reading."""
+    with tempfile.TemporaryDirectory() as scratch:
+        raw = Path(scratch) / "FashionMNIST" / "raw"
+        raw.mkdir(parents=True)
+        for packed in place.glob("*-ubyte.gz"):
+            with gzip.open(packed) as source, (raw / packed.stem).open("wb") as target:
+                shutil.copyfileobj(source, target)
+        return _fashion_mnist_from(Path(scratch), shown=place)
+
+
+def _fashion_mnist_from(root: Path, shown: Path | None = None) -> Data:
+    import torchvision.datasets
+
+    try:
+        sets = [torchvision.datasets.FashionMNIST(root, train=train) for train in (True, False)]
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"data=fashion_mnist: the files in {shown or root} are incomplete or damaged ({error})"
+        ) from None
+    train, test = (Split(images=s.data.unsqueeze(1), labels=s.targets.long()) for s in sets)
+    train, validation = _carve(train, len(train) // 10)
+    mean, std = _moments(train.images)
+    return Data(
+        name="fashion_mnist",
+        classes=10,
+        train=train,
+        validation=validation,
+        test=test,
+        mean=mean,
+        std=std,
+        pad=2,
+        flip=True,
+    )
+
+
+def _cifar(data_dir: Path | None, *, name: str) -> Data:
+    """CIFAR's python version, 32 x 32 in colour; read with an unpickler that makes arrays and nothing else."""
+    if name == "cifar100":
+        folder, train_files, test_file, key, classes = "cifar-100-python", ["train"], "test", "fine_labels", 100
+        mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+        archive = "CIFAR100"
+    else:
+        folder, train_files, test_file = "cifar-10-batches-py", [f"data_batch_{k}" for k in range(1, 6)], "test_batch"
+        key, classes = "labels", 10
+        mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+        archive = "CIFAR10"
+    root = data_dir or DATA_DIR
+    places = [root / folder, root]
+    found = next((p for p in places if (p / train_files[0]).is_file()), None)
+    if found is None:
+        import torchvision.datasets
+
+        _download(name, getattr(torchvision.datasets, archive), root, places)
+        found = root / folder
+    train = _cifar_split(name, [found / file for file in train_files], key)
+    test = _cifar_split(name, [found / test_file], key)
+    train, validation = _carve(train, len(train) // 10)
+    return Data(
+        name=name, classes=classes, train=train, validation=validation, test=test,
+        mean=_channel(mean, 255), std=_channel(std, 255), pad=4, flip=True,
+    )  # fmt: skip
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads the pickles of CIFAR: dicts, lists, strings and NumPy arrays. A file that names other code is refused."""
+
+    _allowed = frozenset(
+        [("_codecs", "encode"), ("numpy", "ndarray"), ("numpy", "dtype")]
+        + [(f"numpy.{core}.multiarray", n) for core in ("core", "_core") for n in ("_reconstruct", "scalar")]
+        + [(f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")]
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._allowed:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR file has")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _cifar_split(name: str, files: list[Path], key: str) -> Split:
+    images, labels = [], []
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                entry = _ArraysOnly(stream, encoding="latin1").load()
+            images.append(np.asarray(entry["data"], dtype=np.uint8).reshape(-1, 3, 32, 32))
+            labels.append(np.asarray(entry[key], dtype=np.int64))
+            if len(images[-1]) != len(labels[-1]):
+                raise ValueError(f"{len(images[-1])} images but {len(labels[-1])} labels")
+        except Exception as error:  # a damaged pickle raises nearly anything
+            raise ValueError(f"data={name}: {file} can't be read as CIFAR's python version: {error}") from None
+    return Split(images=torch.from_numpy(np.concatenate(images)), labels=torch.from_numpy(np.concatenate(labels)))
+
+
+def _folder(data_dir: Path | None, image_size: int | None) -> Data:
+    """Images in class folders below train/ and test/ (or val/), read whole into memory.
+
+    With train/, val/ and test/ all three are used as they are; with two, validation is carved from train/.
+    """
+    if data_dir is None:
+        raise ValueError(
+            "data=folder needs data_dir=, a folder with train/CLASS/image files, and test/ or val/ beside it"
+        )
+    parts = {part: data_dir / part for part in ("train", "val", "test") if (data_dir / part).is_dir()}
+    if "train" not in parts or len(parts) < 2:
+        raise ValueError(
+            f"data=folder: looked for train/ and test/ (or val/) in {data_dir}, found {', '.join(parts) or 'neither'}; "
+            f"put one folder per class below each"
+        )
+    read = {part: _read_folder(place, image_size) for part, place in parts.items()}
+    classes = read["train"][1]
+    for part, (_, found) in read.items():
+        if found != classes:
+            odd = sorted(set(found) ^ set(classes))
+            raise ValueError(
+                f"data=folder: train/ and {part}/ must have the same class folders, but differ in {', '.join(odd[:5])}"
+            )
+    train = read["train"][0]
+    test = read["test" if "test" in read else "val"][0]
+    if len(read) == 3:
+        validation = read["val"][0]
+    else:
+        train, validation = _carve(train, max(len(classes), len(train) // 10))
+    mean, std = _moments(train.images)
+    return Data(
+        name="folder", classes=len(classes), train=train, validation=validation, test=test,
+        mean=mean, std=std, pad=max(1, train.images.shape[-1] // 8), flip=True,
+    )  # fmt: skip
+
+
+def _read_folder(place: Path, image_size: int | None) -> tuple[Split, list[str]]:
+    import torchvision.datasets
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    try:
+        listing = torchvision.datasets.ImageFolder(str(place))
+    except (FileNotFoundError, OSError) as error:
+        raise ValueError(
+            f"data=folder: {place} has no class folders with images ({', '.join(IMG_EXTENSIONS)}): {error}"
+        ) from None
+    images: list[np.ndarray] = []
+    for index, (path, _) in enumerate(listing.samples):
+        try:
+            image, _ = listing[index]
+        except OSError as error:
+            raise ValueError(f"data=folder: {path} can't be read as an image: {error}") from None
+        if image_size is not None:
+            image = image.resize((image_size, image_size))
+        images.append(np.asarray(image))
+        if images[-1].shape != images[0].shape:
+            raise ValueError(
+                f"data=folder: images must have one size, but {listing.samples[0][0]} has {images[0].shape[1]} x "
+                f"{images[0].shape[0]} and {path} {images[-1].shape[1]} x {images[-1].shape[0]}: set image_size="
+            )
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return Split(images=stacked, labels=torch.tensor(listing.targets)), listing.classes
+
+
+def _download(name: str, fetch: Callable[..., Any], root: Path, places: list[Path]) -> None:
+    try:
+        fetch(str(root), download=True)
+    except (OSError, RuntimeError) as error:
+        looked = " and ".join(str(p) for p in places)
+        debian = " (or install Debian's package dataset-fashion-mnist)" if name == "fashion_mnist" else ""
+        raise ValueError(
+            f"data={name}: looked in {looked}, found nothing, and the download failed ({error}); "
+            f"put the files there or name their folder with data_dir={debian}"
+        ) from None
+
+
+DATASETS: dict[str, Callable[..., Data]] = {
+    "digits": _digits,
+    "cifar100": lambda data_dir: _cifar(data_dir, name="cifar100"),
+    "cifar10": lambda data_dir: _cifar(data_dir, name="cifar10"),
+    "fashion_mnist": _fashion_mnist,
+    "folder": _folder,
+}

@@ -1,0 +1,82 @@
+"""FitNets hints: the student's middle feature map, regressed, meets the teacher's (Romero et al. 2015, arXiv 1412.6550, eq. 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smskd.methods.base import Method, View
+
+READS = frozenset({"features"})
+WEIGHTS = {"fitnets": 100.0}
+
+
+def hint_loss(student_hint: Tensor, teacher_hint: Tensor) -> Tensor:
+    """Mean squared error of two feature maps of the same shape, in float32; no gradient goes into the teacher's.
+
+    Raises:
+        ValueError: the shapes differ (a regressor has to come between).
+    """
+    if student_hint.shape != teacher_hint.shape:
+        raise ValueError(
+            f"hints must have one shape, but got student {tuple(student_hint.shape)} and teacher "
+            f"{tuple(teacher_hint.shape)}: put a Regressor between them"
+        )
+    return F.mse_loss(student_hint.float(), teacher_hint.detach().float())
+
+
+class Regressor(nn.Sequential):
+    """A convolution and batch norm from one feature-map shape to another; no ReLU, since hints can be signed.
+
+    Shapes are (C, H, W). A larger map is reduced by stride, a smaller one grown by a transposed convolution.
+    """
+
+    def __init__(self, source: tuple[int, int, int], target: tuple[int, int, int]) -> None:
+        (channels_in, *size_in), (channels_out, *size_out) = source, target
+        steps = [_step(a, b) for a, b in zip(size_in, size_out, strict=True)]
+        growing = any(grows for grows, *_ in steps)
+        if growing and any(not grows and a != b for (grows, *_), a, b in zip(steps, size_in, size_out, strict=True)):
+            raise ValueError(
+                f"a hint that grows in one direction and shrinks in the other isn't supported: {source} to {target}"
+            )
+        if growing:
+            steps = [(True, 1, 1, 0) if a == b else s for s, a, b in zip(steps, size_in, size_out, strict=True)]
+        _, kernel, stride, padding = zip(*steps, strict=True)
+        layer = nn.ConvTranspose2d if growing else nn.Conv2d
+        super().__init__(
+            layer(channels_in, channels_out, kernel, stride, padding, bias=False), nn.BatchNorm2d(channels_out)
+        )
+
+
+def _step(source: int, target: int) -> tuple[bool, int, int, int]:
+    """(grows, kernel, stride, padding) that lead from one side length to another."""
+    if source == target:
+        return False, 1, 1, 0
+    if source > target:
+        factor, rest = divmod(source, target)
+        return (False, 3, factor, 1) if rest == 0 else (False, 1 + source - target, 1, 0)
+    factor, rest = divmod(target, source)
+    if rest:
+        return True, 1 + target - source, 1, 0
+    kernel = 2 * factor - factor % 2
+    return True, kernel, factor, (kernel - factor) // 2
+
+
+class FitNets(Method):
+    """hint_loss behind a regressor that belongs to this stage alone."""
+
+    def __init__(self, regressor: Regressor, weight: float) -> None:
+        super().__init__()
+        self.regressor = regressor
+        self.weight = weight
+
+    def forward(self, student: View, teacher: View, labels: Tensor) -> dict[str, Tensor]:
+        return {"fitnets": self.weight * hint_loss(self.regressor(student.hint), teacher.hint)}
+
+
+def build(student: View, teacher: View, weights: Mapping[str, float]) -> Method:
+    """A regressor between the two hints' shapes, initialised from torch's global generator."""
+    source, target = tuple(student.hint.shape[1:]), tuple(teacher.hint.shape[1:])
+    return FitNets(Regressor(source, target), weights["fitnets"])  # type: ignore[arg-type]

@@ -1,0 +1,85 @@
+"""Knowledge distillation on logits (Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smskd.methods.base import Method, View
+
+READS = frozenset({"logits"})
+WEIGHTS = {"kd": 0.9}
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+    """KL(teacher || student) at a temperature, times its square.
+
+    Args:
+        student_logits: [B, classes].
+        teacher_logits: [B, classes]; no gradient goes into them.
+        temperature: above 0; the square keeps the gradient's size the same across temperatures.
+
+    Returns:
+        A scalar, in float32 or better: summed over classes, averaged over the batch.
+
+    Raises:
+        ValueError: the shapes differ, or the temperature isn't above 0.
+    """
+    return divergence(student_logits, teacher_logits, temperature).mean()
+
+
+def divergence(student_logits: Tensor, target_logits: Tensor, temperature: float) -> Tensor:
+    """KL(target || student) per sample, [B], in float32 or better, at a temperature and times its square."""
+    if student_logits.shape != target_logits.shape:
+        raise ValueError(
+            f"student and target logits must have one shape, but got {tuple(student_logits.shape)} and "
+            f"{tuple(target_logits.shape)}"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature > 0 must hold, but got {temperature}")
+    student, target = (x if x.dtype == torch.float64 else x.float() for x in (student_logits, target_logits.detach()))
+    return cast(Tensor, _Divergence.apply(student / temperature, target / temperature)) * temperature**2
+
+
+class _Divergence(torch.autograd.Function):
+    """KL(target || student) of logits [B, classes], summed over classes.
+
+    Its own backward, softmax(student) - softmax(target), is exactly zero where the two agree; autograd's, through
+    log_softmax, leaves rounding there, which an anchored student would follow.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(student: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+        log_student, log_target = F.log_softmax(student, dim=1), F.log_softmax(target, dim=1)
+        return (log_target.exp() * (log_target - log_student)).sum(dim=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        student, target = ctx.saved_tensors
+        return grad[:, None] * (F.softmax(student, dim=1) - F.softmax(target, dim=1)), None
+
+
+class KD(Method):
+    """kd_loss at temperature 4, weighted."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, student: View, teacher: View, labels: Tensor) -> dict[str, Tensor]:
+        return {"kd": self.weight * kd_loss(student.output.logits, teacher.output.logits)}
+
+
+def build(student: View, teacher: View, weights: Mapping[str, float]) -> Method:
+    """KD has no parameters; the shapes aren't looked at."""
+    return KD(weights["kd"])

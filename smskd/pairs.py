@@ -1,0 +1,166 @@
+"""The table of teacher/student pairs, with the settings each is trained at. Values only: no torch, nothing is built.
+
+A pair's networks are built by name in smskd.models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from smskd import names
+
+LearningRateSchedule = Literal["step", "one_cycle"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network of smskd.models by name.
+
+    min_size: the smallest side of a square image that it can take, in pixels and in batches of at least two: batch norm
+        can't train on one image whose map is one pixel.
+    """
+
+    name: str
+    min_size: int
+
+    def __post_init__(self) -> None:
+        _require(self.min_size >= 1, "min_size >= 1", min_size=self.min_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How a network is optimised: stochastic gradient descent, with a learning rate that starts anew with each stage.
+
+    batch_size: images a step. learning_rate: its start (`step`) or its peak (`one_cycle`).
+    """
+
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    schedule: LearningRateSchedule
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "batch_size >= 1", batch_size=self.batch_size)
+        _require(0 < self.learning_rate < math.inf, "0 < learning_rate < inf", learning_rate=self.learning_rate)
+        _require(0 <= self.momentum < 1, "0 <= momentum < 1", momentum=self.momentum)
+        _require(not self.nesterov or self.momentum > 0, "momentum > 0 with nesterov", momentum=self.momentum)
+        _require(0 <= self.weight_decay < math.inf, "0 <= weight_decay < inf", weight_decay=self.weight_decay)
+        names.check("schedule", self.schedule, get_args(LearningRateSchedule))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A teacher, a student, and the settings at which they are trained when nothing else is asked for.
+
+    epochs: of the student, per stage. teacher_epochs: of the teacher, in all.
+    loss_weights: by name of the loss term, where they differ from the methods' published ones.
+    """
+
+    name: str
+    teacher: Network
+    student: Network
+    teacher_schedule: Schedule
+    student_schedule: Schedule
+    epochs: int
+    teacher_epochs: int
+    loss_weights: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "epochs >= 1", epochs=self.epochs)
+        _require(self.teacher_epochs >= 1, "teacher_epochs >= 1", teacher_epochs=self.teacher_epochs)
+        for term, weight in self.loss_weights.items():
+            _require(0 <= weight < math.inf, f"0 <= loss_weights[{term!r}] < inf", **{term: weight})
+
+    @property
+    def min_size(self) -> int:
+        """The smallest side of a square image that both networks can take, in pixels."""
+        return max(self.teacher.min_size, self.student.min_size)
+
+
+def get(name: str) -> Pair:
+    """The pair of this name.
+
+    Raises:
+        ValueError: there is none; the message names the valid choices and the nearest one.
+    """
+    return PAIRS[names.check("pair", name, PAIRS)]
+
+
+def check_images(pair: Pair, *, height: int, width: int) -> None:
+    """Refuse a pair that can't take images of this height and width (pixels).
+
+    Raises:
+        ValueError: the images are too small; the message names the pairs that can take them.
+    """
+    side = min(height, width)
+    if side >= pair.min_size:
+        return
+    others = ", ".join(p.name for p in PAIRS.values() if side >= p.min_size)
+    raise ValueError(
+        f"pair={pair.name} needs images of at least {pair.min_size} x {pair.min_size} pixels, but data has "
+        f"{height} x {width}: choose another pair ({others}) or larger images"
+    )
+
+
+def _require(holds: bool, invariant: str, **values: float) -> None:
+    if not holds:
+        got = ", ".join(f"{name}={value}" for name, value in values.items())
+        raise ValueError(f"`{invariant}` must hold, but got ({got})")
+
+
+def _network(name: str, min_size: int = 1) -> Network:
+    # strides are padded convolutions, so that one pixel stays one pixel; pools are not
+    return Network(name=name, min_size=min_size)
+
+
+def _cifar_schedule(learning_rate: float) -> Schedule:
+    return Schedule(
+        batch_size=64, learning_rate=learning_rate, momentum=0.9, nesterov=False, weight_decay=5e-4, schedule="step"
+    )
+
+
+def _cifar(name: str, teacher: Network, student: Network, *, student_learning_rate: float) -> Pair:
+    return Pair(
+        name=name,
+        teacher=teacher,
+        student=student,
+        teacher_schedule=_cifar_schedule(0.05),
+        student_schedule=_cifar_schedule(student_learning_rate),
+        epochs=50,
+        teacher_epochs=200,
+        loss_weights={},
+    )
+
+
+def _tiny_schedule(learning_rate: float) -> Schedule:
+    return Schedule(
+        batch_size=50, learning_rate=learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4, schedule="one_cycle"
+    )
+
+
+_TABLE = (
+    Pair(
+        name="tiny",
+        teacher=_network("tiny_teacher"),
+        student=_network("tiny_student"),
+        teacher_schedule=_tiny_schedule(0.05),
+        student_schedule=_tiny_schedule(0.2),
+        epochs=12,
+        teacher_epochs=12,
+        # the published 100 is for larger hints; 0.1 to 100 were tried on digits' validation split (LOG.md)
+        loss_weights={"fitnets": 10.0},
+    ),
+    _cifar("resnet50_mobilenetv2", _network("resnet50"), _network("mobilenetv2_half"), student_learning_rate=0.01),
+    _cifar("wrn40_2_shufflenetv2", _network("wrn40_2"), _network("shufflenetv2"), student_learning_rate=0.01),
+    # four pools
+    _cifar("vgg19_resnet18", _network("vgg19", min_size=16), _network("resnet18"), student_learning_rate=0.05),
+    _cifar("resnet32x4_resnet8x4", _network("resnet32x4"), _network("resnet8x4"), student_learning_rate=0.05),
+    _cifar("resnet56_resnet20", _network("resnet56"), _network("resnet20"), student_learning_rate=0.05),
+)
+
+PAIRS: dict[str, Pair] = {pair.name: pair for pair in _TABLE}

@@ -1,0 +1,393 @@
+"""run(recipe, ...): a fold of train_stage over the stages, through the store. One recipe, one seed, in this process."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib
+import inspect
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smskd import anchor, cost, methods, models, pairs
+from smskd import data as datasets
+from smskd import recipe as recipes
+from smskd import stage as training
+from smskd import teacher as teachers
+from smskd.data import Data
+from smskd.methods import base, ce
+from smskd.pairs import Network, Pair, Schedule
+from smskd.recipe import Recipe
+from smskd.store import Entry, Store, address
+from smskd.teacher import Teacher
+
+STORE = Path("runs/store")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """The fixed side of an experiment: pair, data and teacher, on one device.
+
+    teacher_digest: SHA-256 of its weights. teacher_source: where it came from, for people.
+    """
+
+    pair: Pair
+    data: Data
+    store: Store
+    teacher: Teacher
+    teacher_digest: str
+    teacher_accuracy: float
+    teacher_source: str
+    flops: dict[tuple[Any, ...], float] = field(default_factory=dict, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.mean.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """One finished stage.
+
+    digest: SHA-256 of the student's weights. val_accuracy: after the last epoch, a fraction. train_flops, device_seconds:
+    of this stage alone. losses: per epoch, the mean of each named term. trained: by this call, and not found in the store.
+    """
+
+    key: str
+    digest: str
+    val_accuracy: float
+    train_flops: float
+    device_seconds: float
+    losses: tuple[Mapping[str, float], ...]
+    trained: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished recipe: its stages, and the student's weights after the last."""
+
+    recipe: Recipe
+    seed: int
+    stages: tuple[StageResult, ...]
+    params: int
+    weights: Mapping[str, Tensor] = field(repr=False)
+
+    @property
+    def val_accuracy(self) -> float:
+        """Of the last stage's last epoch, a fraction."""
+        return self.stages[-1].val_accuracy
+
+    @property
+    def train_flops(self) -> float:
+        """Of all stages, as if nothing were shared; the teacher's and the reference's forward passes are in it."""
+        return sum(s.train_flops for s in self.stages)
+
+    @property
+    def device_seconds(self) -> float:
+        """Of all stages, as measured when each was trained, as if nothing were shared."""
+        return sum(s.device_seconds for s in self.stages)
+
+
+def run(
+    recipe: Recipe | str,
+    *,
+    pair: str = "tiny",
+    data: str = "digits",
+    seed: int = 0,
+    epochs: int | None = None,
+    data_dir: str | Path | None = None,
+    train_size: int | None = None,
+    image_size: int | None = None,
+    teacher: str | Path | None = None,
+    teacher_epochs: int | None = None,
+    store: str | Path = STORE,
+    device: str | None = None,
+    on_stage: Callable[[int, StageResult], None] = lambda number, result: None,
+    on_epoch: Callable[[int, int, int], None] = lambda stage, epoch, epochs: None,
+) -> Result:
+    """Distil one student by one recipe; stages that the store has are taken from there.
+
+    Args:
+        recipe: a Recipe or its notation, such as "kd>fitnets>rkd weighting=tcp".
+        pair, data: names, as in smskd.pairs and smskd.data.
+        seed: of the student; the same seed starts every recipe from the same weights.
+        epochs: per stage; None: the pair's own.
+        data_dir, train_size, image_size: as in smskd.data.load.
+        teacher: a file with the teacher's weights; None: trained once and kept in the store.
+        teacher_epochs: for a teacher that is trained; None: the pair's own.
+        store: folder of finished stages.
+        device: as torch names it; None: cuda if there is one, else cpu.
+        on_stage: called with the stage's number, from 1, and its result, when it is finished or found.
+        on_epoch: called with the stage's number, finished epochs, and all epochs of the stage.
+
+    Raises:
+        ValueError: a name or value is wrong; the message says which are right.
+        smskd.stage.Diverged: a loss turned NaN.
+    """
+    recipe = recipes.parse(recipe) if isinstance(recipe, str) else recipe
+    bench = prepare(
+        pair=pair, data=data, data_dir=data_dir, train_size=train_size, image_size=image_size,
+        teacher=teacher, teacher_epochs=teacher_epochs, store=store, device=device,
+    )  # fmt: skip
+    epochs = bench.pair.epochs if epochs is None else epochs
+    if epochs < 1:
+        raise ValueError(f"epochs >= 1 must hold, but got epochs={epochs}")
+    student = _fresh(bench.pair.student, bench.data, seed=_derived(seed, "student"))
+    parent: Entry | None = None
+    results: list[StageResult] = []
+    for number, (stage, prefix) in enumerate(zip(recipe.stages, recipe.prefixes(), strict=True), 1):
+        reads = training.reads(stage, recipe, first=parent is None)
+        entry, trained = finish_stage(
+            bench.store, bench.data, student, bench.pair.student, bench.pair.student_schedule,
+            recipe=prefix, parent=parent, epochs=epochs, seed=_derived(seed, prefix.id, number),
+            init_seed=_derived(seed, "student"), loss_weights=bench.pair.loss_weights,
+            teacher=bench.teacher if reads else None, teacher_digest=bench.teacher_digest if reads else None,
+            flops=bench.flops, on_epoch=functools.partial(on_epoch, number),
+        )  # fmt: skip
+        results.append(stage_result(entry, trained=trained))
+        on_stage(number, results[-1])
+        parent = entry
+    assert parent is not None
+    return Result(
+        recipe=recipe, seed=seed, stages=tuple(results), params=cost.parameters(student), weights=parent.weights
+    )
+
+
+def stage_result(entry: Entry, *, trained: bool) -> StageResult:
+    """What the store says of a stage."""
+    return StageResult(key=entry.key, digest=entry.digest, trained=trained, **entry.facts)
+
+
+def test_accuracy(result: Result, bench: Bench) -> float:
+    """Share of test images that a finished student gets right. Ask for it once, after everything is chosen."""
+    student = _fresh(bench.pair.student, bench.data, seed=0)
+    student.load_state_dict(dict(result.weights))
+    return training.accuracy(student, bench.data, bench.data.test)
+
+
+@functools.lru_cache(maxsize=2)  # a worker runs many trials of one bench
+def prepare(
+    *,
+    pair: str = "tiny",
+    data: str = "digits",
+    data_dir: str | Path | None = None,
+    train_size: int | None = None,
+    image_size: int | None = None,
+    teacher: str | Path | None = None,
+    teacher_epochs: int | None = None,
+    store: str | Path = STORE,
+    device: str | None = None,
+) -> Bench:
+    """Load the data and the teacher, training the latter if the store lacks it. Arguments and errors as in run()."""
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    table = pairs.get(pair)
+    loaded = load_data(table, data=data, data_dir=data_dir, train_size=train_size, image_size=image_size).to(place)
+    if place.type == "cuda":
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+    shelf = Store(Path(store))
+    network = _fresh(table.teacher, loaded, seed=_derived(0, "teacher"))
+    if teacher is not None:
+        network.load_state_dict(teachers.read_weights(Path(teacher), network))
+        digest, source = _weights_digest(network), f"file {Path(teacher).name}"
+    else:
+        epochs = table.teacher_epochs if teacher_epochs is None else teacher_epochs
+        if epochs < 1:
+            raise ValueError(f"teacher_epochs >= 1 must hold, but got teacher_epochs={epochs}")
+        alone = recipes.parse("ce")
+        entry, _ = finish_stage(
+            shelf, loaded, network, table.teacher, table.teacher_schedule,
+            recipe=alone, parent=None, epochs=epochs, seed=_derived(0, "teacher", 1),
+            init_seed=_derived(0, "teacher"), loss_weights={}, teacher=None, teacher_digest=None, flops={},
+        )  # fmt: skip
+        digest, source = entry.digest, f"trained here for {epochs} epochs"
+    return Bench(
+        pair=table,
+        data=loaded,
+        store=shelf,
+        teacher=Teacher(network, loaded),
+        teacher_digest=digest,
+        teacher_accuracy=training.accuracy(network, loaded, loaded.validation),
+        teacher_source=source,
+    )
+
+
+def load_data(
+    pair: Pair, *, data: str, data_dir: str | Path | None, train_size: int | None, image_size: int | None
+) -> Data:
+    """The data on the CPU, after a check that the pair can take its images."""
+    loaded = datasets.load(
+        data, data_dir=Path(data_dir) if data_dir else None, train_size=train_size, image_size=image_size
+    )
+    pairs.check_images(pair, height=loaded.height, width=loaded.width)
+    return loaded
+
+
+def finish_stage(
+    store: Store,
+    data: Data,
+    network: nn.Module,
+    spec: Network,
+    schedule: Schedule,
+    *,
+    recipe: Recipe,
+    parent: Entry | None,
+    epochs: int,
+    seed: int,
+    init_seed: int,
+    loss_weights: Mapping[str, float],
+    teacher: Teacher | None,
+    teacher_digest: str | None,
+    flops: dict[tuple[Any, ...], float],
+    on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
+) -> tuple[Entry, bool]:
+    """The last stage of `recipe`, from the store or trained into it; and whether it was trained.
+
+    `network` holds the stage's weights afterwards. Of processes that want the same stage one trains and the others wait.
+    `flops` remembers what was counted, by what it depends on.
+    """
+    stage = recipe.stages[-1]
+    anchored = parent is not None and recipe.anchored
+    weights = {name: value for name, value in loss_weights.items() if name in _terms(stage.methods)}
+    identity = {
+        "format": 1,
+        "network": spec.name,
+        "image": [data.channels, data.height, data.width],
+        "data": data.fingerprint,
+        "methods": list(stage.distils),
+        "loss_weights": weights,
+        "anchor": recipe.settings if anchored else None,
+        "schedule": asdict(schedule),
+        "epochs": epochs,
+        "parent": parent.digest if parent is not None else None,
+        "init_seed": init_seed if parent is None else None,
+        "teacher": teacher_digest,
+        "seed": seed,
+        "code": code_digest(spec.name, stage.methods),
+        "environment": environment(data.mean.device),
+    }
+    key = address(identity)
+    entry = store.get(key)
+    if entry is None:
+        with store.lock(key):
+            entry = store.get(key)  # whoever held the lock may have trained it
+            if entry is None:
+                if parent is not None:
+                    network.load_state_dict(dict(parent.weights))
+                reference = anchor.freeze(network) if anchored else None
+                done = training.train_stage(
+                    network, stage=stage, recipe=recipe, reference=reference, teacher=teacher, data=data,
+                    schedule=schedule, loss_weights=weights, epochs=epochs, seed=seed,
+                    on_epoch=lambda epoch: on_epoch(epoch, epochs),
+                )  # fmt: skip
+                facts = {
+                    "val_accuracy": training.accuracy(network, data, data.validation),
+                    "train_flops": done.images
+                    * _flops_per_image(network, recipe, data, teacher, reference, weights, flops),
+                    "device_seconds": done.seconds,
+                    "losses": done.losses,
+                }
+                return store.put(key, identity, network.state_dict(), facts), True
+    network.load_state_dict(dict(entry.weights))
+    return entry, False
+
+
+def _flops_per_image(
+    network: nn.Module,
+    recipe: Recipe,
+    data: Data,
+    teacher: Teacher | None,
+    reference: nn.Module | None,
+    weights: Mapping[str, float],
+    known: dict[tuple[Any, ...], float],
+) -> float:
+    """Training FLOPs of one image: student and regressors forward and backward, teacher and reference forward."""
+    stage = recipe.stages[-1]
+    case = (stage.distils, teacher is not None, reference is not None)
+    if case not in known:
+        images = data.normalised(data.train.images[:2])
+        student_forward = cost.forward_flops(network, images, images=2)
+        forward = student_forward
+        total = 0.0
+        if teacher is not None:
+            total += cost.forward_flops(teacher.network, images, images=2)
+            views = training.probe(network, data), training.probe(teacher.network, data)
+            with torch.random.fork_rng():
+                for method in training.build_methods(stage, *views, weights).values():
+                    forward += cost.forward_flops(method.to(images.device), *views, data.train.labels[:2], images=2)
+        if reference is not None:
+            total += student_forward
+        known[case] = total + cost.TRAINING_OVER_FORWARD * forward
+    return known[case]
+
+
+def _terms(stage_methods: tuple[str, ...]) -> set[str]:
+    """Names of the loss weights that a stage of these methods uses."""
+    kinds = {"ce_beside_kd" if "kd" in stage_methods else "ce"}
+    return kinds.union(*(methods.load(name).WEIGHTS for name in stage_methods if name != "ce"))
+
+
+def _fresh(spec: Network, data: Data, *, seed: int) -> nn.Module:
+    """A network with initial weights that depend on the seed alone, on the data's device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = models.build(spec.name, num_classes=data.classes, in_channels=data.channels)
+    return network.to(data.mean.device)
+
+
+def _derived(seed: int, *path: str | int) -> int:
+    """A seed for one purpose, from the study's seed: equal for equal paths, unrelated otherwise."""
+    return int.from_bytes(hashlib.sha256(repr((seed, *path)).encode()).digest()[:7], "big")
+
+
+def _weights_digest(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """What else the bits of a result depend on: device kind, versions, threads, numeric mode."""
+    if device.type == "cuda":
+        kind: dict[str, str | int] = {"device": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
+    else:
+        capability = torch.backends.cpu.get_cpu_capability()
+        kind = {"device": f"{platform.machine()} {capability}", "threads": torch.get_num_threads()}
+    return kind | {"torch": str(torch.__version__), "numeric": "float32"}
+
+
+@functools.cache
+def code_digest(network: str, stage_methods: tuple[str, ...]) -> str:
+    """SHA-256 of the code that a stage's result is a function of; comments and docstrings aren't in it."""
+    family = models.FAMILIES[network]
+    sources: list[Any] = [
+        training,
+        anchor,
+        Data,
+        Teacher,
+        base,
+        ce,
+        models,
+        importlib.import_module(f"smskd.models.{family}"),
+    ]
+    sources += [importlib.import_module("smskd.models.staged"), *(methods.load(name) for name in stage_methods)]
+    digest = hashlib.sha256()
+    for source in sources:
+        tree = ast.parse(inspect.getsource(source))
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+                and ast.get_docstring(node, clean=False) is not None
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+        digest.update(ast.unparse(tree).encode())
+    return digest.hexdigest()

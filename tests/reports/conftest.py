@@ -1,0 +1,145 @@
+"""Run folders with made-up accuracies, as a finished search leaves them; seeded, so that they are the same each time."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from reports import results
+from reports.front import summarise, winner, write_front
+from reports.recipe_file import recipe_yaml
+
+METHODS = ("kd", "fitnets", "rkd")
+EFFECT = {"kd": 0.022, "fitnets": 0.008, "rkd": 0.013}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "browser: needs Chromium")
+
+
+def recipes_of_three() -> list[dict[str, Any]]:
+    """All orders of one to three methods, stages after the first weighted in three ways, and two joint recipes."""
+    names = [">".join(order) for n in (1, 2, 3) for order in itertools.permutations(METHODS, n)]
+    out = []
+    for name in [*names, "kd+rkd", "kd+fitnets+rkd", "kd>kd>kd"]:
+        several = ">" in name
+        for weighting in ("fixed", "tcp", "tcp_true") if several else ("fixed",):
+            out.append({"recipe": name, "weighting": weighting, "lambda_base": 0.5, "anchor": "reference"})
+    out.append({"recipe": "kd>fitnets>rkd", "weighting": "fixed", "lambda_base": 0.5, "anchor": "none"})
+    return out
+
+
+def row(recipe: dict[str, Any], seed: int, phase: str, rng: np.random.Generator, **changes: Any) -> dict[str, Any]:
+    """One row of results; accuracy grows with methods and stages, with diminishing returns."""
+    stages = recipe["recipe"].split(">")
+    seen: dict[str, int] = {}
+    accuracy = 0.89
+    for method in (m for stage in stages for m in stage.split("+")):
+        accuracy += EFFECT.get(method, 0.004) * 0.45 ** seen.get(method, 0) * 0.8 ** len(seen)
+        seen[method] = seen.get(method, 0) + 1
+    if len(stages) > 1:
+        accuracy += {"fixed": 0.0, "tcp": 0.004, "tcp_true": 0.001}[recipe["weighting"]]
+        accuracy -= 0.012 if recipe["anchor"] == "none" else 0.0
+    cost = sum(1 + 0.22 * (len(stage.split("+")) - 1) + 0.3 * ("fitnets" in stage) + 0.12 * ("rkd" in stage) for stage in stages)
+    cost += 0.3 * (len(stages) - 1) * (recipe["anchor"] != "none")
+    return {
+        **recipe,
+        "recipe_id": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12],
+        "pair": "tiny",
+        "data": "digits",
+        "seed": seed,
+        "phase": phase,
+        "status": "complete",
+        "val_accuracy": float(accuracy + rng.normal(0, 0.004)),
+        "test_accuracy": float(accuracy - 0.004 + rng.normal(0, 0.004)) if phase == "confirm" else None,
+        "train_flops": cost * 8.1e9,
+        "device_seconds": float(cost * 1.4 * rng.uniform(0.95, 1.1)),
+        "spent_seconds": float(cost * 0.5),
+        "params": 5370,
+        "epochs": 12,
+        "total_epochs": 12 * len(stages),
+        "n_stages": len(stages),
+    } | changes
+
+
+def run_info(**changes: Any) -> dict[str, Any]:
+    """run.json of a finished search on digits."""
+    config = {"space": "smskd", "pair": "tiny", "data": "digits", "methods": list(METHODS), "seeds": 3, "confirm": 5}
+    config |= {"cost": "flops", "seed": 0, "trials": None, "data_dir": None, "train_size": 1000}
+    return {
+        "schema": 1,
+        "config": config,
+        "recipes": 42,
+        "seeds": 3,
+        "stage_runs": 183,
+        "stage_runs_unshared": 318,
+        "seconds": 312.4,
+        "failed": 0,
+        "teacher": {"name": "tiny_teacher", "params": 66890, "val_accuracy": 0.956, "source": "trained here", "digest": "9f2c" * 16},
+        "student": {"name": "tiny_student", "params": 5370},
+        "dataset": {
+            **{"name": "digits", "fingerprint": "4e07" * 16, "train": 1000, "validation": 398, "test": 399},
+            **{"height": 8, "width": 8, "channels": 1, "classes": 10},
+        },
+        "front": [],
+        "winner": None,
+        "confirm": {"seeds": [100, 101, 102, 103, 104], "opened": "2026-11-24T05:40:00+00:00", "reopened": False},
+        "versions": {"python": "3.12.3", "torch": "2.14.1", "optuna": "5.0.0", "ray": "2.60.0"},
+        "machine": {"cpu": "2-core test machine", "cores": 2, "gpus": []},
+        "commit": "abc1234def5678",
+        "finished": "2026-11-24T05:41:07+00:00",
+    } | changes
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """make_run(recipes=..., seeds=..., confirm=..., change=..., **run_json) writes a run folder and returns it."""
+
+    def make(
+        *,
+        recipes: list[dict[str, Any]] | None = None,
+        seeds: int = 3,
+        confirm: int = 5,
+        change: Callable[[list[dict[str, Any]]], None] | None = None,
+        **info_changes: Any,
+    ) -> Path:
+        folder = tmp_path / "run"
+        folder.mkdir(exist_ok=True)
+        rng = np.random.default_rng(0)
+        recipes = recipes_of_three() if recipes is None else recipes
+        rows = [row(recipe, seed, "search", rng) for recipe in recipes for seed in range(seeds)]
+        if change:
+            change(rows)
+        results.write(rows, folder)
+        info = run_info(recipes=len(recipes), **info_changes)
+        summary = summarise(results.read(folder), info["config"]["cost"])
+        best = winner(summary)
+        chosen = summary[summary["front"] | (summary["recipe"] == "kd")].to_dict("records")
+        for recipe in chosen:
+            settings = {key: recipe[key] for key in ("recipe", "weighting", "lambda_base", "anchor")}
+            rows += [row(settings, 100 + seed, "confirm", rng, recipe_id=recipe["recipe_id"]) for seed in range(confirm)]
+            if recipe["recipe_id"] == best:
+                (folder / "best.yaml").write_text(recipe_yaml(recipe, info["config"], 0))
+        info |= {"front": summary.loc[summary["front"], "recipe_id"].tolist(), "winner": best}
+        if not confirm:
+            info["confirm"] = {"seeds": [], "opened": None, "reopened": False}
+        results.write(rows, folder)
+        write_front(summarise(results.read(folder), info["config"]["cost"]), folder / "front.csv")
+        (folder / "run.json").write_text(json.dumps(info))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def table(make_run: Callable[..., Path]) -> pd.DataFrame:
+    """The table of results of the default run."""
+    return results.read(make_run())
