@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,11 +38,7 @@ def build(run: Path) -> Path:
     environment.filters["script_json"] = script_json
     template = environment.get_template("template.html.j2")
     # Vega is the bulk of the page: left out where there is nothing to draw.
-    vega = (
-        Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"))
-        if contents["best"]
-        else ""
-    )
+    vega = _vega() if contents["best"] else ""
     html = template.render(contents, vega=vega)
     path = run / "report.html"
     results.write_atomically(path, html.encode("utf-8", errors="replace"))
@@ -80,6 +77,12 @@ def script_json(value: Mapping[str, object]) -> Markup:
     """JSON that is safe inside a <script> element: no character of it can end the element or begin a comment."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+@functools.cache
+def _vega() -> Markup:
+    """Vega, Vega-Lite and Vega-Embed as a script that sets window.vegaEmbed; made in a second, once a process."""
+    return Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -208,6 +208,7 @@ def _finish(chart: alt.LayerChart | alt.FacetChart) -> dict[str, Any]:
     fit = alt.AutoSizeParams(type="fit-x", contains="padding")
     chart = chart.properties(background="transparent", autosize=fit)
     spec: dict[str, Any] = chart.to_dict()
+    del spec["$schema"]  # an address, though nothing would fetch it
     spec["params"] = [{"name": "pinned", "value": ""}, {"name": "lit", "value": ""}]
     spec["config"] = {"font": FONT, "axis": axis, "view": {"stroke": None}, "aria": True}
     return spec

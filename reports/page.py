@@ -79,7 +79,8 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any], files: Mapping[str,
     }
     if not rows:
         return page
-    best = next(row for row in rows if row["recipe_id"] == winner(summary))
+    winner_id = winner(summary)
+    best = next(row for row in rows if row["recipe_id"] == winner_id)
     base = next((row for row in rows if row["n_stages"] == 1 and row["recipe"] == "kd"), None)
     base = base or next((row for row in rows if row["n_stages"] == 1), None)
     baseline = f"1-stage {base['recipe']}" if base else ""
@@ -212,7 +213,7 @@ def _costs(summary: pd.DataFrame, chosen: str) -> list[Cost]:
         if values.empty or values.isna().any() or (name != chosen and values.nunique() < 2):
             continue
         title, _, units = _QUANTITIES[name]
-        scale = max((step for step in units if values.median() >= 2 * step), default=min(units))
+        scale = max((step for step in units if values.median() >= step), default=min(units))
         axis = figures.cost_axis(name, title.format(units[scale]), (values / scale).tolist())
         costs.append(Cost(name=name, scale=scale, unit=units[scale], axis=axis))
     return costs
@@ -230,13 +231,13 @@ def _accuracy_ends(summary: pd.DataFrame, info: Mapping[str, Any]) -> tuple[floa
         ends += (100 * (summary["test_accuracy"] + sign * summary["test_half_width"].fillna(0))).dropna().tolist()
     low, high = min(ends), max(ends)
     values = 100 * summary["val_accuracy"]
-    tail = float(values.quantile(0.05))
-    low = min(low, max(float(values.min()), tail - 0.25 * (high - tail)))
+    middle = float(values.median())
+    low = min(low, max(float(values.min()), middle - 2 * (high - middle)))
     measured = _get(info, "teacher", "val_accuracy")
     teacher = 100 * measured if isinstance(measured, float) else math.inf
     if low < teacher <= high + 0.6 * max(high - low, 1):
         high = max(high, teacher)
-    pad = max(0.06 * (high - low), 0.1)
+    pad = 0.06 * (high - low) or 0.5
     return low - pad, high + pad, teacher if low < teacher <= high else None
 
 
@@ -377,7 +378,7 @@ def _counts(rows: Sequence[Row], info: Mapping[str, Any]) -> str:
     text = f"{count} {TIMES} {_seeds_text([row['seeds'] for row in rows], 'search seed')}" if rows else f"{count}"
     confirmed = [row for row in rows if _known(row["test_accuracy"])]
     if not confirmed:
-        return text + "; not confirmed: the test split tells nothing here."
+        return text + "; not confirmed on the test split."
     front = sum(bool(row["letter"]) for row in confirmed)
     others = f" and {plural(len(confirmed) - front, 'other recipe')}" if len(confirmed) > front else ""
     seeds = _seeds_text([row["confirm_seeds"] for row in confirmed], "fresh seed")
@@ -465,9 +466,9 @@ def _notes(
     if summary["seeds"].nunique() > 1:
         extra.append("Recipes differ in how many seeds have finished.")
     seeds = _seeds_text(summary["seeds"], "seed")
-    mean = f"mean of {seeds}, " if summary["seeds"].max() > 1 else "one seed, "
+    mean, front = ("one seed", "front") if summary["seeds"].max() == 1 else (f"mean of {seeds}", "front of the means")
     out = {"lead": f"{lead} {bars}", "extra": " ".join(extra)}
-    out["validation"] = f"validation split, {mean}{plural(len(summary), 'recipe')}; dashed: front of the means"
+    out["validation"] = f"validation split, {mean}, {plural(len(summary), 'recipe')}; dashed: {front}"
     if tested:
         confirmed = summary[summary["confirm_seeds"].notna()]
         fresh = _seeds_text(confirmed["confirm_seeds"], "fresh seed")
@@ -480,11 +481,12 @@ def _notes(
 
 def _budget_note(rows: Sequence[Row], base: Row | None) -> str:
     """A warning where the baseline trained for fewer epochs than what is compared with it."""
-    front = {int(row["total_epochs"]) for row in rows if row["letter"]}
-    if base is None or not front or front == {int(base["total_epochs"])}:
+    lengths = sorted({int(row["total_epochs"]) for row in rows if row["letter"]})
+    if base is None or lengths == [int(base["total_epochs"])]:
         return ""
+    front = ", ".join(map(str, lengths))
     return (
-        f"The baseline trains for {plural(base['total_epochs'], 'epoch')}, the front for {min(front)} to {max(front)}: "
+        f"The baseline trains for {plural(base['total_epochs'], 'epoch')}, the front for {front}: "
         "a gain may come from longer training as well as from the stages."
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.95
 
@@ -51,7 +51,7 @@ def half_width(spread: Pooled, n: int, level: float = LEVEL) -> float | None:
         raise ValueError(f"n >= 1 and 0 < level < 1 must hold, but got n={n}, level={level}")
     if spread.sd is None:
         return None
-    return float(stats.t.ppf((1 + level) / 2, spread.degrees)) * spread.sd / math.sqrt(n)
+    return float(special.stdtrit(spread.degrees, (1 + level) / 2)) * spread.sd / math.sqrt(n)
 
 
 def paired_gain(values: Mapping[int, float], baseline: Mapping[int, float], level: float = LEVEL) -> Gain | None:
@@ -75,4 +75,4 @@ def sampling_half_width(accuracy: float, images: int, level: float = LEVEL) -> f
     """
     if not 0 <= accuracy <= 1 or images < 1:
         raise ValueError(f"0 <= accuracy <= 1 and images >= 1 must hold, but got accuracy={accuracy}, images={images}")
-    return float(stats.norm.ppf((1 + level) / 2)) * math.sqrt(accuracy * (1 - accuracy) / images)
+    return float(special.ndtri((1 + level) / 2)) * math.sqrt(accuracy * (1 - accuracy) / images)

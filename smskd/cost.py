@@ -32,7 +32,7 @@ def forward_flops(module: nn.Module, *inputs: Any, images: int) -> float:
 
 
 def parameters(module: nn.Module) -> int:
-    """Number of trainable parameters."""
+    """Number of parameters, frozen ones too; buffers aren't counted."""
     return sum(p.numel() for p in module.parameters())
 
 

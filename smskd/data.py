@@ -146,7 +146,7 @@ def load(
     """Read a data set by name.
 
     Args:
-        name: one of DATASETS.
+        name: one of smskd.names.DATASETS.
         data_dir: the folder that holds its files; None: runs/data, where a missing set is downloaded to.
         train_size: keep this many training images, stratified by class; None: all.
         image_size: for `folder`, resize images to this many pixels a side; None: they have one size already.
@@ -157,12 +157,12 @@ def load(
     Raises:
         ValueError: no such set, it isn't there and can't be had, or a setting doesn't fit it; one line says the mend.
     """
-    names.check("data", name, DATASETS)
+    names.check("data", name, names.DATASETS)
     if image_size is not None and name != "folder":
         raise ValueError(f"image_size= is for data=folder alone, but data={name} has images of a fixed size")
     if data_dir is not None and name == "digits":
         raise ValueError("data_dir= has no use with data=digits, which comes with scikit-learn: leave it out")
-    reader = DATASETS[name]
+    reader = _READERS[name]
     data = reader(data_dir, image_size) if name == "folder" else reader(data_dir)
     if train_size is None:
         return data
@@ -412,7 +412,7 @@ def _download(name: str, fetch: Callable[..., Any], root: Path, places: list[Pat
         ) from None
 
 
-DATASETS: dict[str, Callable[..., Data]] = {
+_READERS: dict[str, Callable[..., Data]] = {
     "digits": _digits,
     "cifar100": lambda data_dir: _cifar(data_dir, name="cifar100"),
     "cifar10": lambda data_dir: _cifar(data_dir, name="cifar10"),

@@ -1,4 +1,4 @@
-"""Run folders with made-up accuracies, as a finished search leaves them; seeded, so that they are the same each time."""
+"""Run folders with made-up accuracies, as a finished search leaves them; the same each time."""
 
 from __future__ import annotations
 
@@ -19,10 +19,6 @@ from reports.recipe_file import recipe_yaml
 
 METHODS = ("kd", "fitnets", "rkd")
 EFFECT = {"kd": 0.022, "fitnets": 0.008, "rkd": 0.013}
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "browser: needs Chromium")
 
 
 def recipes_of_three() -> list[dict[str, Any]]:
@@ -48,7 +44,10 @@ def row(recipe: dict[str, Any], seed: int, phase: str, rng: np.random.Generator,
     if len(stages) > 1:
         accuracy += {"fixed": 0.0, "tcp": 0.004, "tcp_true": 0.001}[recipe["weighting"]]
         accuracy -= 0.012 if recipe["anchor"] == "none" else 0.0
-    cost = sum(1 + 0.22 * (len(stage.split("+")) - 1) + 0.3 * ("fitnets" in stage) + 0.12 * ("rkd" in stage) for stage in stages)
+    cost = sum(
+        1 + 0.22 * (len(stage.split("+")) - 1) + 0.3 * ("fitnets" in stage) + 0.12 * ("rkd" in stage)
+        for stage in stages
+    )
     cost += 0.3 * (len(stages) - 1) * (recipe["anchor"] != "none")
     return {
         **recipe,
@@ -83,7 +82,13 @@ def run_info(**changes: Any) -> dict[str, Any]:
         "stage_runs_unshared": 318,
         "seconds": 312.4,
         "failed": 0,
-        "teacher": {"name": "tiny_teacher", "params": 66890, "val_accuracy": 0.956, "source": "trained here", "digest": "9f2c" * 16},
+        "teacher": {
+            "name": "tiny_teacher",
+            "params": 66890,
+            "val_accuracy": 0.956,
+            "source": "trained here",
+            "digest": "9f2c" * 16,
+        },
         "student": {"name": "tiny_student", "params": 5370},
         "dataset": {
             **{"name": "digits", "fingerprint": "4e07" * 16, "train": 1000, "validation": 398, "test": 399},
@@ -125,7 +130,9 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         chosen = summary[summary["front"] | (summary["recipe"] == "kd")].to_dict("records")
         for recipe in chosen:
             settings = {key: recipe[key] for key in ("recipe", "weighting", "lambda_base", "anchor")}
-            rows += [row(settings, 100 + seed, "confirm", rng, recipe_id=recipe["recipe_id"]) for seed in range(confirm)]
+            rows += [
+                row(settings, 100 + seed, "confirm", rng, recipe_id=recipe["recipe_id"]) for seed in range(confirm)
+            ]
             if recipe["recipe_id"] == best:
                 (folder / "best.yaml").write_text(recipe_yaml(recipe, info["config"], 0))
         info |= {"front": summary.loc[summary["front"], "recipe_id"].tolist(), "winner": best}

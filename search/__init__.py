@@ -1,0 +1,1 @@
+"""The search over recipes: Ray schedules, Optuna samples, nobody else touches either."""

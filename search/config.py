@@ -1,0 +1,215 @@
+"""Every setting of a search, flat: what `python -m search.run key=value ...` accepts. No torch, no Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import spaces
+from smskd import cli, methods, names, pairs
+from smskd.recipe import ANCHORS, WEIGHTINGS, Stage, make
+from spaces import Menu
+
+COSTS = ("flops", "seconds", "params", "latency")
+SAMPLERS = ("exhaustive", "tpe", "nsga2", "random")
+# Fresh seeds of the confirmation stand this far from those of the search; two studies' seeds stand twice as far apart.
+_SEED_STRIDE = 50_000
+# What decides a search's numbers; a run folder holds one search only. The rest may change when a run is taken up again.
+_FREE = ("trials", "confirm", "cpus", "gpus", "address", "store", "out", "storage", "reopen_test")
+
+
+def _key(default: Any, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One search. None means: chosen by the program, as the help says.
+
+    Raises:
+        ValueError: a value is out of range, or a name unknown.
+    """
+
+    space: str = _key("stage_order", "what is searched; the spaces are listed below")
+    pair: str = _key("tiny", "teacher and student: " + ", ".join(pairs.PAIRS))
+    data: str = _key("digits", "data set: " + ", ".join(names.DATASETS))
+    methods: list[str] = dataclasses.field(
+        default_factory=lambda: ["kd", "fitnets", "rkd"],
+        metadata={"help": "what a stage can be: " + ", ".join(methods.available()) + ", joint ones as kd+rkd"},
+    )
+    max_stages: int | None = _key(None, "longest recipe, in stages (default: the space's own)")
+    anchor: str = _key("reference", "what holds later stages, where not searched: " + ", ".join(ANCHORS))
+    weighting: str = _key("fixed", "weight of the anchor per sample, where not searched: " + ", ".join(WEIGHTINGS))
+    lambda_base: float = _key(0.5, "largest weight of the anchor, where not searched")
+    epochs: int | None = _key(None, "epochs per stage (default: the pair's own)")
+    seeds: int = _key(3, "seeds per recipe in the search")
+    confirm: int = _key(5, "fresh seeds for each member of the front, on the test split; 0: leave that out")
+    seed: int = _key(0, "of the whole study; another one draws everything anew")
+    trials: int | None = _key(None, "how many recipes at most (default: all of a finite space, else 40)")
+    sampler: str | None = _key(None, "exhaustive (default for finite spaces), tpe (default otherwise), nsga2, random")
+    cost: str = _key("flops", "second axis of the front: " + ", ".join(COSTS))
+    teacher: str | None = _key(None, "file with the teacher's weights (default: train one, and keep it in the store)")
+    teacher_epochs: int | None = _key(None, "epochs of a teacher that is trained (default: the pair's own)")
+    data_dir: str | None = _key(None, "folder with the data set's files (default: runs/data, filled by download)")
+    train_size: int | None = _key(None, "train on this many images, stratified (default: all)")
+    image_size: int | None = _key(None, "for data=folder: resize images to this many pixels a side")
+    cpus: float = _key(1.0, "CPU cores per trial")
+    gpus: float | None = _key(None, "GPUs per trial, fractions allowed (default: 1 if there are any, else 0)")
+    address: str | None = _key(None, "Ray cluster: auto, or ray://host:port (default: this machine alone)")
+    store: str = _key("runs/store", "folder of finished stages, shared by runs")
+    out: str | None = _key(None, "folder of this run (default: runs/<space>-<pair>-<data>-<digest of the settings>)")
+    storage: str | None = _key(None, "database URL of the Optuna study (default: study.db in the run's folder)")
+    reopen_test: bool = _key(
+        False, "allow a second look at the test split, for a front that has changed; the report says so"
+    )
+
+    def __post_init__(self) -> None:
+        names.check("space", self.space, spaces.available())
+        names.check("pair", self.pair, pairs.PAIRS)
+        names.check("data", self.data, names.DATASETS)
+        names.check("cost", self.cost, COSTS)
+        if self.sampler is not None:
+            names.check("sampler", self.sampler, SAMPLERS)
+        if not self.methods:
+            raise ValueError("methods= needs at least one method, such as methods=[kd,rkd]")
+        notations = [str(Stage(methods=tuple(str(stage).split("+")))) for stage in self.methods]
+        if len(set(notations)) < len(notations):
+            raise ValueError(f"methods= names one twice: [{','.join(notations)}]")
+        object.__setattr__(self, "methods", notations)
+        make("ce", {"anchor": self.anchor, "weighting": self.weighting, "lambda_base": self.lambda_base})
+        for name, lowest, highest in (
+            ("max_stages", 1, 100), ("epochs", 1, None), ("seeds", 1, _SEED_STRIDE), ("confirm", 0, _SEED_STRIDE),
+            ("seed", 0, None), ("trials", 1, None), ("teacher_epochs", 1, None), ("train_size", 2, None),
+            ("image_size", 1, None), ("gpus", 0, None),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not (math.isfinite(value) and value >= lowest and (highest is None or value <= highest)):
+                bound = f"{name} >= {lowest}" if highest is None else f"{lowest} <= {name} <= {highest}"
+                raise ValueError(f"{bound} must hold, but got {name}={value}")
+        if not (math.isfinite(self.cpus) and self.cpus > 0):
+            raise ValueError(f"cpus > 0 must hold, but got cpus={self.cpus:g}")
+        if self.teacher is not None and self.teacher_epochs is not None:
+            raise ValueError("teacher= names finished weights, so teacher_epochs= has no use; leave one of them out")
+        if self.image_size is not None and self.data != "folder":
+            raise ValueError(f"image_size= is for data=folder alone; data={self.data} has images of a fixed size")
+        if self.data_dir is not None and self.data == "digits":
+            raise ValueError("data=digits comes with scikit-learn and has no files; leave data_dir= out")
+
+    @property
+    def menu(self) -> Menu:
+        """What the space may choose from."""
+        own = getattr(spaces.load(self.space), "MAX_STAGES", spaces.DEFAULT_MAX_STAGES)
+        return Menu(
+            methods=tuple(self.methods),
+            max_stages=own if self.max_stages is None else self.max_stages,
+            anchor=self.anchor,
+            weighting=self.weighting,
+            lambda_base=self.lambda_base,
+        )
+
+    @property
+    def search_seeds(self) -> tuple[int, ...]:
+        """One training a recipe for each of these."""
+        return tuple(range(2 * _SEED_STRIDE * self.seed, 2 * _SEED_STRIDE * self.seed + self.seeds))
+
+    @property
+    def confirm_seeds(self) -> tuple[int, ...]:
+        """Fresh ones, for the members of the front."""
+        first = 2 * _SEED_STRIDE * self.seed + _SEED_STRIDE
+        return tuple(range(first, first + self.confirm))
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the numbers of a search."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in _FREE}
+
+    @property
+    def folder(self) -> Path:
+        """Where the files of this run go: the same settings, the same folder."""
+        if self.out is not None:
+            return Path(self.out).absolute()
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
+        return (Path("runs") / f"{self.space}-{self.pair}-{self.data}-{digest}").absolute()
+
+    @property
+    def pipeline(self) -> dict[str, Any]:
+        """What smskd.pipeline.prepare needs, with absolute paths: workers run in folders of their own."""
+        paths = {k: str(Path(v).absolute()) if (v := getattr(self, k)) else None for k in ("data_dir", "teacher")}
+        plain = {k: getattr(self, k) for k in ("pair", "data", "train_size", "image_size", "teacher_epochs")}
+        return plain | paths | {"store": str(Path(self.store).absolute())}
+
+
+def parse(argv: Sequence[str]) -> Config:
+    """The config of a command line.
+
+    Raises:
+        ValueError: as Config, and smskd.cli.parse; or a setting is given that the space searches itself.
+    """
+    config = cli.parse(Config, argv)
+    given = {word.partition("=")[0] for word in argv}
+    unread = given & {"anchor", "weighting", "lambda_base", "methods", "max_stages"} - _reads(config)
+    for key in sorted(unread):
+        raise ValueError(
+            f"{key}= has no effect in space={config.space}, which doesn't use it or searches it; leave it out"
+        )
+    return config
+
+
+def help_text() -> str:
+    """What --help prints."""
+    listed = [f"  {name:26} {line}" for name, line in spaces.available().items()]
+    return "\n".join(
+        [
+            "Search over recipes of sequential multi-stage knowledge distillation.",
+            "",
+            "  python -m search.run space=stage_order pair=tiny data=digits",
+            "",
+            "Run the same command again to go on after an interruption: finished stages are never trained again.",
+            "",
+            "keys and defaults:",
+            *cli.describe(Config),
+            "",
+            "spaces (one a file in spaces/):",
+            *listed,
+            "",
+            "exit codes: 0 done; 2 bad input, nothing started; 3 finished with failures; 4 nothing finished; 130 interrupted",
+        ]
+    )
+
+
+def _reads(config: Config) -> set[str]:
+    """Which fields of the menu the space looks at, by watching it suggest one recipe."""
+    seen: set[str] = set()
+
+    class Watched(Menu):
+        def __getattribute__(self, name: str) -> Any:
+            seen.add(name)
+            return super().__getattribute__(name)
+
+    watched = Watched(**dataclasses.asdict(config.menu))
+    spaces.load(config.space).suggest(FirstChoice(), watched)
+    return seen
+
+
+class FirstChoice:
+    """A trial that takes the first of everything: for a look at what a space does."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[str]) -> str:
+        return choices[0]
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        return low
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        return low

@@ -1,0 +1,167 @@
+"""The files of a run, written from the study and the store. No torch, no Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from reports import build, front, results
+from reports.recipe_file import recipe_yaml
+from search.config import Config
+from search.study import Record
+from smskd import pairs
+from smskd.recipe import Recipe
+from smskd.store import WEIGHTS, Store
+
+Settled = Mapping[str, tuple[Recipe, list[Record]]]
+_PACKAGES = ("torch", "torchvision", "ray", "optuna", "pandas")
+
+
+def rows(config: Config, bench: Mapping[str, Any], search: Settled, confirm: Settled) -> list[dict[str, Any]]:
+    """One row per recipe, seed and phase.
+
+    A stage is paid for by the first row that has it: the sum of spent_seconds is what all stages cost, each once.
+    """
+    epochs = epochs_per_stage(config)
+    paid: set[str] = set()
+    table = []
+    for phase, settled in (("search", search), ("confirm", confirm)):
+        for recipe, record in _ordered(settled):
+            stages = record["stages"] if record["status"] == "complete" else []
+            new = {s["key"]: s["device_seconds"] for s in stages if s["key"] not in paid}
+            paid.update(new)
+            table.append(
+                {
+                    "recipe": recipe.notation,
+                    "recipe_id": recipe.id,
+                    "pair": config.pair,
+                    "data": config.data,
+                    "seed": record["seed"],
+                    "phase": phase,
+                    "status": record["status"],
+                    "error": record["error"],
+                    "val_accuracy": stages[-1]["val_accuracy"] if stages else None,
+                    "test_accuracy": record["test_accuracy"],
+                    "train_flops": sum(s["train_flops"] for s in stages) if stages else None,
+                    "device_seconds": sum(s["device_seconds"] for s in stages) if stages else None,
+                    "spent_seconds": sum(new.values()),
+                    "params": bench["student"]["params"],
+                    "latency_ms": bench["latency_ms"],
+                    "epochs": epochs,
+                    "total_epochs": epochs * len(recipe.stages),
+                    "n_stages": len(recipe.stages),
+                    "weighting": recipe.weighting,
+                    "lambda_base": recipe.lambda_base,
+                    "anchor": recipe.anchor,
+                }
+            )
+    return table
+
+
+def summary(config: Config, bench: Mapping[str, Any], search: Settled, confirm: Settled) -> pd.DataFrame:
+    """One row per finished recipe, with the front marked; empty if there is none."""
+    table = pd.DataFrame(rows(config, bench, search, confirm), columns=list(results.COLUMNS))
+    return front.summarise(table.astype({"test_accuracy": "float64", "val_accuracy": "float64"}), config.cost)
+
+
+def write(
+    config: Config, bench: Mapping[str, Any], search: Settled, confirm: Settled, facts: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Write all files of the run, and return the summary. `facts` go into run.json as they are."""
+    folder = config.folder
+    results.write(rows(config, bench, search, confirm), folder)
+    table = front.summarise(results.read(folder), config.cost)
+    front.write_front(table, folder / "front.csv")
+    winner = front.winner(table)
+    settings = dataclasses.asdict(config) | {"epochs": epochs_per_stage(config)}
+    if winner is not None:
+        recipe, records = search[winner]
+        best = max(records, key=lambda record: record["stages"][-1]["val_accuracy"])
+        chosen = table[table["recipe_id"] == winner].iloc[0].to_dict()
+        text = recipe_yaml(chosen, settings, best["seed"])
+        results.write_atomically(folder / "best.yaml", text.encode())
+        _write_student(config, bench, recipe, best)
+    run = {
+        "schema": build.SCHEMA,
+        "config": settings,
+        "recipes": len(search),
+        "seeds": config.seeds,
+        "failed": sum(record["status"] == "failed" for s in (search, confirm) for _, rs in s.values() for record in rs),
+        **{key: bench[key] for key in ("teacher", "student", "dataset", "environment")},
+        "front": table.loc[table["front"], "recipe_id"].tolist(),
+        "winner": winner,
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
+        | {"python": platform.python_version()},
+        "machine": {
+            "cpu": _cpu(),
+            "cores": len(os.sched_getaffinity(0)),
+            "gpus": [bench["environment"]["device"]] if "cuda" in bench["environment"] else [],
+        },
+        "commit": _commit(),
+        **facts,
+    }
+    results.write_atomically(folder / "run.json", json.dumps(run, indent=1, allow_nan=False).encode())
+    build.build(folder)
+    return table
+
+
+def epochs_per_stage(config: Config) -> int:
+    """As asked for, or the pair's own."""
+    return pairs.get(config.pair).epochs if config.epochs is None else config.epochs
+
+
+def _ordered(settled: Settled) -> Iterable[tuple[Recipe, Record]]:
+    every = [(recipe, record) for recipe, records in settled.values() for record in records]
+    return sorted(every, key=lambda e: (len(e[0].stages), e[0].notation, e[0].id, e[1]["seed"]))
+
+
+def _write_student(config: Config, bench: Mapping[str, Any], recipe: Recipe, record: Record) -> None:
+    """The winner's student, of the seed that does best on validation, and what it takes to load it."""
+    key = record["stages"][-1]["key"]
+    place = config.folder / "student.safetensors"
+    note = config.folder / "student.json"
+    if place.is_file() and note.is_file() and json.loads(note.read_text()).get("key") == key:
+        return
+    store = Store(Path(config.store))
+    if store.get(key) is None:
+        return  # somebody emptied the store: the student of an earlier writing stays, if there is one
+    results.write_atomically(place, (store.path(key) / WEIGHTS).read_bytes())
+    told = {
+        "network": bench["student"]["name"],
+        "recipe": str(recipe),
+        "seed": record["seed"],
+        "val_accuracy": record["stages"][-1]["val_accuracy"],
+        "key": key,
+        **{name: bench["dataset"][name] for name in ("classes", "channels", "height", "width")},
+        "data": config.data,
+        "data_fingerprint": bench["dataset"]["fingerprint"],
+    }
+    results.write_atomically(note, json.dumps(told, indent=1).encode())
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str | None:
+    """The commit of this program, with a plus where files were changed since; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None

@@ -1,0 +1,249 @@
+"""One invocation of a search: its study, the two phases, and what is counted on the way. Ray only where work is left."""
+
+from __future__ import annotations
+
+import resource
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich.console import Console
+
+import spaces
+from reports.front import COSTS
+from search import outputs
+from search.config import Config
+from search.progress import FrontLine, Progress, cost_text
+from search.study import Record, Study
+from smskd import pairs
+from smskd.recipe import Recipe, parse
+from smskd.store import Store
+
+if TYPE_CHECKING:
+    from search.searcher import Job, Source
+
+# Notes on the study: what is known of teacher and data; which front the test split was opened for; a fresh seed's record.
+_BENCH, _OPENED, _CONFIRMED = "bench", "test opened", "confirmed "
+
+
+class Session:
+    """Search what is left to search, freeze the front, run its members on fresh seeds, write the files."""
+
+    def __init__(self, config: Config, console: Console) -> None:
+        """Open the study of the run's folder; the caller holds the folder's lock.
+
+        Raises:
+            ValueError: the folder holds another search, or a setting doesn't fit the space.
+        """
+        self.config, self._console = config, console
+        self._started = time.monotonic()
+        self._trained = {"search": 0, "confirm": 0}
+        self._failed_to_confirm: list[tuple[Recipe, Record]] = []
+        self.refusal: str | None = None
+        space, menu = spaces.load(config.space), config.menu
+        self.study = Study(
+            space=lambda trial: space.suggest(trial, menu),
+            storage=config.storage or f"sqlite:///{config.folder / 'study.db'}",
+            identity=config.identity,
+            seeds=config.search_seeds,
+            sampler=config.sampler,
+            trials=config.trials,
+            seed=config.seed,
+            objective=self._objective,
+        )
+
+    def work_left(self) -> bool:
+        """Whether anything is still to be trained."""
+        return self._bench is None or not self.study.complete() or bool(self._to_confirm())
+
+    def check_inputs(self) -> None:
+        """Load data and teacher as a worker will, before anything starts.
+
+        Raises:
+            ValueError: one of them is missing or doesn't fit the pair, or this machine hasn't the cores or GPUs.
+        """
+        import torch
+
+        from search import searcher
+        from smskd import models, pipeline, teacher
+
+        settings = self.config.pipeline
+        pair = pairs.get(self.config.pair)
+        data = pipeline.load_data(pair, **{k: settings[k] for k in ("data", "data_dir", "train_size", "image_size")})
+        if settings["teacher"] is not None:
+            network = models.build(pair.teacher.name, num_classes=data.classes, in_channels=data.channels)
+            teacher.read_weights(Path(settings["teacher"]), network)
+        if self.config.address is None:
+            searcher.check_resources(self.config, cores=searcher.cores(), gpus=torch.cuda.device_count())
+
+    def work(self) -> None:
+        """Search, freeze the front, confirm it. Starts Ray, and stops it.
+
+        Raises:
+            ValueError: the cluster can't be reached, or hasn't the cores or GPUs for one trial.
+            RuntimeError: the teacher can't be trained.
+        """
+        from search import searcher
+
+        with searcher.cluster(self.config.address):
+            gpus = searcher.gpus_per_trial(self.config)
+            settings = self.config.pipeline | {"device": "cuda" if gpus else "cpu"}
+            if self._bench is None:
+                self._say("preparing the data and the teacher")
+            bench = searcher.describe_bench(settings, self.config, gpus)
+            if self._bench is None:
+                self.study.note(_BENCH, bench)
+            teacher = self._known_bench["teacher"]
+            accuracy = f"{100 * teacher['val_accuracy']:.2f} % on validation"
+            self._say(f"teacher {teacher['name']}, {teacher['source']}: {accuracy}")
+            if not self.study.complete():
+                self._fit(searcher.StudySource(self.study, self.config.search_seeds), "search", settings, gpus)
+            jobs = [
+                searcher.Job(recipe=str(recipe), seed=seed, test=True) for recipe, seed in self._to_confirm(freeze=True)
+            ]
+            if jobs:
+                self._fit(searcher.ListSource(jobs, self._keep), "confirm", settings, gpus)
+
+    def write(self, *, finished: bool) -> pd.DataFrame | None:
+        """Write the run's files; the summary of its recipes, or None if nothing is known yet."""
+        if self._bench is None:
+            return None
+        opened = self.study.attributes.get(_OPENED, {})
+        settled = self.study.settled
+        facts = {
+            "stage_runs": self._trained["search"],
+            "stage_runs_unshared": sum(len(recipe.stages) * len(records) for recipe, records in settled.values()),
+            "seconds": time.monotonic() - self._started,
+            "sampler": self.study.sampler,
+            "confirm": {
+                "seeds": list(self.config.confirm_seeds),
+                "stage_runs": self._trained["confirm"],
+                "opened": opened.get("time"),
+                "reopened": opened.get("reopened", False),
+            },
+            "store_bytes": Store(Path(self.config.store)).size_bytes(),
+            "driver_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds") if finished else None,
+        }
+        return outputs.write(self.config, self._known_bench, settled, self._confirmed(), facts)
+
+    @property
+    def failed(self) -> int:
+        """Trials that failed in this invocation."""
+        search = sum(record["status"] == "failed" for _, records in self.study.settled.values() for record in records)
+        return search + len(self._failed_to_confirm)
+
+    @property
+    def stage_runs(self) -> int:
+        """Stages that this invocation trained, in both phases."""
+        return sum(self._trained.values())
+
+    @property
+    def _bench(self) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self.study.attributes.get(_BENCH)
+        return found
+
+    @property
+    def _known_bench(self) -> dict[str, Any]:
+        bench = self._bench
+        assert bench is not None, "the bench is noted before anything runs"
+        return bench
+
+    def _objective(self, record: Record) -> tuple[float, float]:
+        """Error on validation, and the chosen cost."""
+        stages = record["stages"]
+        costs: dict[str, Any] = {
+            "train_flops": sum(s["train_flops"] for s in stages),
+            "device_seconds": sum(s["device_seconds"] for s in stages),
+            "params": record["params"],
+            "latency_ms": self._known_bench["latency_ms"],
+        }
+        return 1 - stages[-1]["val_accuracy"], float(costs[COSTS[self.config.cost]])
+
+    def _fit(self, source: Source, phase: str, settings: dict[str, Any], gpus: float) -> None:
+        from search import searcher
+
+        student, teacher = (self._known_bench[role]["name"] for role in ("student", "teacher"))
+        title = f"{phase} · {teacher} → {student} on {self.config.data}"
+
+        def ended(job: Job, record: Record, trained: int) -> None:
+            self._trained[phase] += trained
+            progress.ended(job, record, trained)
+
+        with Progress(
+            console=self._console, title=title, remaining=source.remaining, front=self._front_lines
+        ) as progress:
+            searcher.fit(
+                source,
+                settings={"pipeline": settings, "epochs": self.config.epochs},
+                cpus=self.config.cpus,
+                gpus=gpus,
+                progress=progress,
+                on_end=ended,
+            )
+
+    def _front_lines(self) -> list[FrontLine]:
+        table = outputs.summary(self.config, self._known_bench, self.study.settled, {})
+        return [
+            FrontLine(
+                letter=row["letter"],
+                recipe=str(self.study.settled[row["recipe_id"]][0]),
+                val_accuracy=row["val_accuracy"],
+                val_sd=row["val_sd"],
+                cost=cost_text(self.config.cost, row["cost"]),
+                seeds=row["seeds"],
+            )
+            for row in table[table["front"]].to_dict("records")
+        ]
+
+    def _to_confirm(self, *, freeze: bool = False) -> list[tuple[Recipe, int]]:
+        """Members of the front, with fresh seeds that they haven't run with.
+
+        freeze: note the front as the one that the test split is opened for. If it was opened for another one before,
+        nothing is confirmed, and `refusal` says so, unless reopen_test is set.
+        """
+        if self._bench is None or not self.config.confirm_seeds:
+            return []
+        settled = self.study.settled
+        table = outputs.summary(self.config, self._known_bench, settled, {})
+        members = table.loc[table["front"], "recipe_id"].tolist()
+        opened = self.study.attributes.get(_OPENED)
+        new = [settled[member][0] for member in members if opened and member not in opened["front"]]
+        if new and not self.config.reopen_test:
+            self.refusal = (
+                f"the test split was opened on {opened['time']}, and the front has changed since: "
+                f"{', '.join(map(str, new))} came to it. Looking again makes the test a part of the selection; "
+                f"reopen_test=true does so, and the report will say it"
+            )
+            return []
+        if freeze and members and (new or not opened):
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            frozen = sorted({*members, *(opened["front"] if opened else [])})
+            self.study.note(_OPENED, {"time": now, "front": frozen, "reopened": bool(opened)})
+        done = {(recipe.id, record["seed"]) for recipe, records in self._confirmed().values() for record in records}
+        return [
+            (settled[member][0], seed)
+            for member in sorted(members, key=lambda m: len(settled[m][0].stages))  # shortest first: others begin so
+            for seed in self.config.confirm_seeds
+            if (member, seed) not in done
+        ]
+
+    def _keep(self, job: Job, record: Record) -> None:
+        if record["status"] == "complete":
+            self.study.note(f"{_CONFIRMED}{job.recipe} {job.seed}", {"recipe": job.recipe, "record": record})
+        else:  # not noted, so that the same command tries again
+            self._failed_to_confirm.append((parse(job.recipe), record))
+
+    def _confirmed(self) -> dict[str, tuple[Recipe, list[Record]]]:
+        """Recipe id -> recipe and the records of its fresh seeds, of those that have any."""
+        noted = [n for key, n in sorted(self.study.attributes.items()) if key.startswith(_CONFIRMED)]
+        found: dict[str, tuple[Recipe, list[Record]]] = {}
+        records = [(parse(n["recipe"]), n["record"]) for n in noted if n["record"]["seed"] in self.config.confirm_seeds]
+        for recipe, record in [*records, *self._failed_to_confirm]:
+            found.setdefault(recipe.id, (recipe, []))[1].append(record)
+        return found
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False)

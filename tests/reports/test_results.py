@@ -1,0 +1,129 @@
+"""The table of results: what is written is read back, and what can't be right is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from reports import results
+
+ROW: dict[str, Any] = {
+    **{"recipe": "kd>rkd", "recipe_id": "0123456789ab", "pair": "tiny", "data": "digits", "seed": 0, "phase": "search"},
+    **{"status": "complete", "error": None, "val_accuracy": 0.9, "test_accuracy": None, "train_flops": 1e9},
+    **{"device_seconds": 2.5, "spent_seconds": 0.5, "params": 10, "latency_ms": None, "epochs": 3, "total_epochs": 6},
+    **{"n_stages": 2, "weighting": "fixed", "lambda_base": 0.5, "anchor": "reference"},
+}
+FAILED = ROW | {"seed": 1, "status": "failed", "error": "loss is NaN", "val_accuracy": None}
+
+
+def test_read_returns_what_was_written(tmp_path: Path) -> None:
+    results.write([ROW, FAILED], tmp_path)
+    table = results.read(tmp_path)
+    assert list(table.columns) == list(results.COLUMNS) == list(ROW)
+    assert {name: str(dtype) for name, dtype in table.dtypes.items()} == {
+        k: c.dtype for k, c in results.COLUMNS.items()
+    }
+    for name, value in ROW.items():
+        assert pd.isna(table[name][0]) if value is None else table[name][0] == value
+    assert table["error"][1] == "loss is NaN" and math.isnan(table["val_accuracy"][1])
+    text = pd.read_csv(tmp_path / "results.csv", dtype={k: c.dtype for k, c in results.COLUMNS.items()})
+    pd.testing.assert_frame_equal(text, table)
+
+
+def test_types_hold_where_all_values_are_null_and_where_there_are_no_rows(tmp_path: Path) -> None:
+    for rows in ([FAILED], []):
+        results.write(rows, tmp_path)
+        schema = pq.read_schema(tmp_path / "results.parquet")
+        assert schema.metadata[b"smskd_schema"] == b"1"
+        kinds = {"str": "string", "int64": "int64", "float64": "double"}
+        assert [str(field.type) for field in schema] == [kinds[c.dtype] for c in results.COLUMNS.values()]
+        assert len(results.read(tmp_path)) == len(rows)
+
+
+def test_the_order_of_rows_does_not_matter_and_numpy_values_are_taken(tmp_path: Path) -> None:
+    confirm = ROW | {"phase": "confirm", "test_accuracy": np.float64(0.8), "seed": np.int64(7), "n_stages": 1}
+    results.write([ROW, FAILED, confirm], tmp_path)
+    files = [(tmp_path / name).read_bytes() for name in ("results.parquet", "results.csv")]
+    results.write([confirm, FAILED, ROW], tmp_path)
+    assert files == [(tmp_path / name).read_bytes() for name in ("results.parquet", "results.csv")]
+    assert results.read(tmp_path)["phase"].tolist() == ["search", "search", "confirm"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": None}, "seed must not be null"),
+        ({"seed": 1.5}, "seed must be a finite int64"),
+        ({"seed": True}, "seed must be a finite int64"),
+        ({"recipe": 3}, "recipe must be a finite str"),
+        ({"train_flops": math.inf}, "train_flops must be a finite float64"),
+        ({"val_accuracy": 91.2}, "fraction from 0 to 1"),
+        ({"val_accuracy": math.nan}, "a complete row has val_accuracy"),
+        ({"test_accuracy": 0.8}, "phase confirm only"),
+        ({"phase": "test"}, "phase must be one of search, confirm"),
+        ({"status": "running"}, "status must be one of complete, failed, pruned"),
+        ({"colour": "red"}, r"unknown columns \['colour'\]"),
+    ],
+)
+def test_bad_rows_are_refused_and_nothing_is_written(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        results.write([ROW | change], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_row_may_not_occur_twice(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one row per recipe_id, seed and phase"):
+        results.write([ROW, ROW], tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results.write([ROW], tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        results.write([FAILED], tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_folders_that_are_no_runs_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        results.read(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"found: notes\.txt"):
+        results.read(tmp_path)
+
+
+def test_damaged_files_and_other_schemas_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "results.parquet"
+    results.write([ROW], tmp_path)
+    whole, table = path.read_bytes(), pq.read_table(path)
+    for cut in (0, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match="half-written"):
+            results.read(tmp_path)
+    for metadata, found in (({b"smskd_schema": b"2"}, "'2'"), (None, "'none'")):
+        pq.write_table(table.replace_schema_metadata(metadata), path)
+        with pytest.raises(ValueError, match=f"schema version {found}, but this program reads 1; run the same search"):
+            results.read(tmp_path)
+    pq.write_table(table.drop_columns(["seed"]), path)
+    with pytest.raises(ValueError, match=r"column seed .* no such column"):
+        results.read(tmp_path)
+
+
+def test_schema_page_is_the_columns() -> None:
+    assert (Path(results.__file__).with_name("SCHEMA.md")).read_text() == results.schema_markdown()
+
+
+def test_default_run_is_read(make_run: Callable[..., Path]) -> None:
+    assert len(results.read(make_run())) == 45 * 3 + 5 * 5
