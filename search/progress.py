@@ -123,20 +123,21 @@ class Progress:
             f"· {duration(elapsed)} so far · {left} · {self._trained} stages trained",
         )
         running = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-        for name, justify in (("recipe", "left"), ("seed", "right"), ("stage", "right"), ("epoch", "right"), ("val %", "right"), ("time", "right"), ("", "left")):  # fmt: skip
-            running.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for name in ("recipe", "seed", "stage", "epoch", "val %", "time", ""):
+            running.add_column(name, justify="left" if name in ("recipe", "") else "right")
         for one in list(self._running.values()):
             running.add_row(*_row(one))
         parts: list[Any] = [head, "", running]
         if self._front_lines:
             front = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-            for name, justify in (("", "left"), ("recipe", "left"), ("val %", "right"), ("cost", "right"), ("seeds", "right")):  # fmt: skip
-                front.add_column(name, justify=justify)  # type: ignore[arg-type]
+            for name in ("", "recipe", "val %", "cost", "seeds"):
+                front.add_column(name, justify="left" if name in ("recipe", "") else "right")
             for line in self._front_lines[-_FRONT_LINES:]:
                 spread = (
                     f" ± {100 * line.val_sd:.2f}" if line.val_sd is not None and not math.isnan(line.val_sd) else ""
                 )
-                front.add_row(line.letter, line.recipe, f"{100 * line.val_accuracy:.2f}{spread}", line.cost, str(line.seeds))  # fmt: skip
+                accuracy = f"{100 * line.val_accuracy:.2f}{spread}"
+                front.add_row(line.letter, line.recipe, accuracy, line.cost, str(line.seeds))
             parts += ["", Text("front so far, validation, mean ± standard deviation", style="dim"), front]
         waiting = total - self._done - len(self._running)
         tail = f"{self._done} done · {len(self._running)} running · {self._failed} failed · {waiting} waiting"
@@ -159,8 +160,9 @@ def closing(console: Console, config: Config, summary: pd.DataFrame, *, trained:
     for row in summary[summary["front"]].to_dict("records"):
         anchored = row["n_stages"] > 1 and row["anchor"] != "none"
         table.add_row(
-            row["letter"], row["recipe"], f"{row['lambda_base']:.3g} {row['weighting']}" if anchored else "–",
-            _accuracy(row["val_accuracy"], row["val_half_width"]), _accuracy(row["test_accuracy"], row["test_half_width"]),
+            row["letter"], row["recipe"], f"{row['lambda_base']:.3g} {row['weighting']}" if anchored else "-",
+            _accuracy(row["val_accuracy"], row["val_half_width"]),
+            _accuracy(row["test_accuracy"], row["test_half_width"]),
             cost_text(config.cost, row["cost"]), style="bold" if row["recipe_id"] == best else "",
         )  # fmt: skip
     console.print(table)
@@ -193,7 +195,7 @@ def cost_text(cost: str, value: float) -> str:
 
 def _accuracy(mean: float, half_width: float) -> str:
     if math.isnan(mean):
-        return "–"
+        return "-"
     return f"{100 * mean:.2f}" + ("" if math.isnan(half_width) else f" ± {100 * half_width:.2f}")
 
 

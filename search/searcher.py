@@ -274,7 +274,9 @@ def fit(
             _fit_once(source, settings=settings, cpus=cpus, gpus=gpus, progress=progress, on_end=on_end)
         except Exception as error:  # Tune gives it many types
             if not left:
-                raise RuntimeError(f"Ray ended the search {FITS} times, at last with {type(error).__name__}: {error}") from error
+                raise RuntimeError(
+                    f"Ray ended the search {FITS} times, at last with {type(error).__name__}: {error}"
+                ) from error
         if source.exhausted():
             return
         source.again()

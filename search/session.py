@@ -1,4 +1,4 @@
-"""One invocation of a search: its study, the two phases, and what is counted on the way. Ray only where work is left."""
+"""One invocation of a search: its study, the two phases, and what is counted on the way. Ray only if need be."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from smskd.store import Store
 if TYPE_CHECKING:
     from search.searcher import Job, Source
 
-# Notes on the study: what is known of teacher and data; which front the test split was opened for; a fresh seed's record.
+# Notes on the study: what is known of teacher and data; the front the test was opened for; a fresh seed's record.
 _BENCH, _OPENED, _CONFIRMED = "bench", "test opened", "confirmed "
 
 

@@ -195,7 +195,7 @@ class Study:
         return {*self.settled, *(claim.id for asked in self._running.values() for claim in asked.claims)}
 
     def _claims(self, recipe: Recipe, params: Mapping[str, Any]) -> list[tuple[dict[str, Any], Recipe]]:
-        """The recipes that running this one would settle, each with its parameters, shortest first; [] if it is taken."""
+        """The recipes that running this one would settle, with parameters, shortest first; [] if it is taken."""
         taken = self._taken()
         if recipe.id in taken:
             return []

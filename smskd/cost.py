@@ -1,4 +1,4 @@
-"""What training and using a network costs: FLOPs, parameters, latency. Device seconds are measured by the training loop."""
+"""What a network costs: FLOPs, parameters, latency. Device seconds are measured by the training loop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def forward_flops(module: nn.Module, *inputs: Any, images: int) -> float:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(*inputs)
     module.train(training)
-    return counter.get_total_flops() / images
+    return float(counter.get_total_flops()) / images
 
 
 def parameters(module: nn.Module) -> int:

@@ -52,8 +52,8 @@ class Split:
 class Data:
     """A data set, ready to train on.
 
-    mean, std: [C, 1, 1], in the images' own units. pad: pixels of black around an image before it is cropped back to its
-    size. flip: whether a mirrored image is a valid one.
+    mean, std: [C, 1, 1], in the images' own units. pad: pixels of black around an image before it is cropped back.
+    flip: whether a mirrored image is a valid one.
     """
 
     name: str
@@ -228,7 +228,7 @@ def _digits(data_dir: Path | None) -> Data:
 
 
 def _fashion_mnist(data_dir: Path | None) -> Data:
-    """Zalando's 70,000 articles, 28 x 28 grey: torchvision's folder, or one with the four .gz files, as Debian ships it."""
+    """Zalando's 70,000 articles, 28 x 28 grey: torchvision's folder, or one with the four .gz files, as in Debian."""
     import torchvision.datasets
 
     places = [data_dir] if data_dir else [DATA_DIR, DEBIAN_FASHION_MNIST]

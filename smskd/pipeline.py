@@ -56,8 +56,9 @@ class Bench:
 class StageResult:
     """One finished stage.
 
-    digest: SHA-256 of the student's weights. val_accuracy: after the last epoch, a fraction. train_flops, device_seconds:
-    of this stage alone. losses: per epoch, the mean of each named term. trained: by this call, and not found in the store.
+    digest: SHA-256 of the student's weights. val_accuracy: after the last epoch, a fraction. train_flops,
+    device_seconds: of this stage alone. losses: per epoch, the mean of each named term. trained: by this call, and not
+    found in the store.
     """
 
     key: str
@@ -250,7 +251,7 @@ def finish_stage(
 ) -> tuple[Entry, bool]:
     """The last stage of `recipe`, from the store or trained into it; and whether it was trained.
 
-    `network` holds the stage's weights afterwards. Of processes that want the same stage one trains and the others wait.
+    `network` holds the stage's weights afterwards. Of processes that want one stage one trains, the others wait.
     `flops` remembers what was counted, by what it depends on.
     """
     stage = recipe.stages[-1]

@@ -151,7 +151,7 @@ def make(notation: str, settings: Mapping[str, str | float]) -> Recipe:
     for part in notation.split(">"):
         if not all(part.split("+")):
             raise ValueError(
-                f"recipe {notation!r} has an empty stage or method: stages are joined by '>', methods of one stage by '+', "
+                f"recipe {notation!r} has an empty part: stages are joined by '>', methods of a stage by '+', "
                 f"as in kd>fitnets+rkd; methods are {', '.join(methods.available())}"
             )
         stages.append(Stage(methods=tuple(part.split("+"))))

@@ -47,7 +47,7 @@ class Teacher:
             self._filled = torch.zeros(rows, dtype=torch.bool)
 
     def __call__(self, index: Tensor, view: Tensor, images: Tensor, reads: frozenset[str]) -> View:
-        """Outputs of a batch: places [B], views [B] and the images themselves [B, C, H, W]; `reads` as in smskd.methods.
+        """Outputs of a batch: places [B], views [B] and the images [B, C, H, W]; `reads` as in smskd.methods.
 
         Feature maps are given if `reads` names them; otherwise they may be missing.
         """
@@ -100,7 +100,7 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
     missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing or extra:
         raise ValueError(
-            f"teacher={path}: the names aren't this teacher's; missing {len(missing)} ({', '.join(missing[:3]) or '-'}), "
+            f"teacher={path}: wrong names; missing {len(missing)} ({', '.join(missing[:3]) or '-'}), "
             f"unknown {len(extra)} ({', '.join(extra[:3]) or '-'})"
         )
     for name, value in wanted.items():

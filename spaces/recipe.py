@@ -1,4 +1,4 @@
-"""Everything together: methods and number of stages, anchor, weighting and lambda_base; sampled, for trials= recipes."""
+"""Everything together: methods and number of stages, anchor, weighting and lambda_base; sampled for trials=."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_STAGES = 4
 def suggest(trial: Trial, menu: Menu) -> Recipe:
     """One recipe. Every parameter is drawn always, so that samplers see vectors of one length.
 
-    Stages past `n_stages` are padding, and so are weighting and lambda_base without an anchor: a recipe's id ignores them.
+    Stages past `n_stages` are padding, and so are weighting and lambda_base without an anchor: its id ignores them.
     """
     count = trial.suggest_int("n_stages", 1, menu.max_stages)
     stages = [trial.suggest_categorical(f"stage_{k}", menu.methods) for k in range(1, menu.max_stages + 1)]

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from smskd import names
 
-# Cross-entropy first, then the three of the paper, so that joint stages print in the usual order; others follow by name.
+# Cross-entropy first, then the three of the paper, so that joint stages print in the usual order; others by name.
 _CUSTOMARY = ("ce", "kd", "fitnets", "rkd")
 
 

@@ -1,4 +1,4 @@
-"""FitNets hints: the student's middle feature map, regressed, meets the teacher's (Romero et al. 2015, arXiv 1412.6550, eq. 3)."""
+"""FitNets hints: the student's middle feature map, regressed, meets the teacher's (arXiv 1412.6550, eq. 3)."""
 
 from __future__ import annotations
 

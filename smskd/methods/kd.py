@@ -55,7 +55,7 @@ class _Divergence(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(student: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(student: Tensor, target: Tensor) -> Tensor:
         log_student, log_target = F.log_softmax(student, dim=1), F.log_softmax(target, dim=1)
         return (log_target.exp() * (log_target - log_student)).sum(dim=1)
 
@@ -64,7 +64,7 @@ class _Divergence(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         student, target = ctx.saved_tensors
         return grad[:, None] * (F.softmax(student, dim=1) - F.softmax(target, dim=1)), None
 

@@ -1,6 +1,6 @@
 """Relational knowledge distillation (Park et al. 2019, arXiv 1904.05068, eq. 4 to 8).
 
-Both losses come from Gram matrices in float64: [B, B] products instead of [B, B, D] differences, and float64 so that the
+Both losses come from Gram matrices: [B, B] products instead of [B, B, D] differences, in float64 so that the
 subtraction of near-equal products loses nothing that float32 embeddings hold.
 """
 
@@ -52,12 +52,13 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def _check(student: Tensor, teacher: Tensor) -> None:
     if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
         raise ValueError(
-            f"embeddings must be [B, D] and [B, E] of one batch, but got {tuple(student.shape)} and {tuple(teacher.shape)}"
+            f"embeddings must be [B, D] and [B, E] of one batch, but got {tuple(student.shape)} and "
+            f"{tuple(teacher.shape)}"
         )
 
 
 def _gram(embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gram matrix, distances, and where these are real distances; all [B, B]. The gradient of a zero distance is zero."""
+    """Gram matrix, distances, and where these are real ones; all [B, B]. A zero distance has gradient zero."""
     x = embedding.double()
     gram = x @ x.T
     norms = gram.diagonal()
