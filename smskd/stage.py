@@ -184,7 +184,7 @@ def accuracy(network: nn.Module, data: Data, split: Split) -> float:
     """Share of a split's images that a network classifies right, in eval mode; its own mode is as before."""
     training = network.training
     network.eval()
-        with torch.inference_mode():
+    with torch.inference_mode():
         right = [
             (network(data.normalised(images)).logits.argmax(dim=1) == labels).sum()
             for images, labels in zip(
