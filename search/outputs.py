@@ -86,7 +86,7 @@ def write(
     if winner is not None:
         recipe, records = search[winner]
         best = max(records, key=lambda record: record["stages"][-1]["val_accuracy"])
-        chosen = table[table["recipe_id"] == winner].iloc[0].to_dict()
+        chosen = {str(k): v for k, v in table[table["recipe_id"] == winner].iloc[0].items()}
         text = recipe_yaml(chosen, settings, best["seed"])
         results.write_atomically(folder / "best.yaml", text.encode())
         _write_student(config, bench, recipe, best)

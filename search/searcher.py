@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import tempfile
@@ -291,6 +292,7 @@ def _fit_once(
     progress: Progress,
     on_end: Callable[[Job, Record, int], None],
 ) -> None:
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by `on_end`, each in one line
     with tempfile.TemporaryDirectory(prefix="smskd-tune-") as scratch:
         tune.Tuner(
             tune.with_resources(train, {"cpu": cpus, "gpu": gpus}),
@@ -354,7 +356,7 @@ def gpus_per_trial(config: Config) -> float:
     Raises:
         ValueError: a trial asks for more than the cluster has.
     """
-    there = ray.cluster_resources()
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     check_resources(config, cores=there.get("CPU", 0), gpus=there.get("GPU", 0))
     return min(1.0, there.get("GPU", 0.0)) if config.gpus is None else config.gpus
 

@@ -204,14 +204,15 @@ class Session:
         freeze: note the front as the one that the test split is opened for. If it was opened for another one before,
         nothing is confirmed, and `refusal` says so, unless reopen_test is set.
         """
-        if self._bench is None or not self.config.confirm_seeds:
+        if self._bench is None or not self.config.confirm_seeds or not self.study.settled:
             return []
         settled = self.study.settled
         table = outputs.summary(self.config, self._known_bench, settled, {})
         members = table.loc[table["front"], "recipe_id"].tolist()
         opened = self.study.attributes.get(_OPENED)
-        new = [settled[member][0] for member in members if opened and member not in opened["front"]]
-        if new and not self.config.reopen_test:
+        before = opened["front"] if opened else members
+        new = [settled[member][0] for member in members if member not in before]
+        if opened and new and not self.config.reopen_test:
             self.refusal = (
                 f"the test split was opened on {opened['time']}, and the front has changed since: "
                 f"{', '.join(map(str, new))} came to it. Looking again makes the test a part of the selection; "

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,12 +121,18 @@ class Data:
 
     def to(self, device: torch.device) -> Data:
         """The same data on a device."""
-        moved = {
-            name: Split(images=split.images.to(device), labels=split.labels.to(device))
-            for name in ("train", "validation", "test")
-            for split in [cast(Split, getattr(self, name))]
-        }
-        return replace(self, mean=self.mean.to(device), std=self.std.to(device), **moved)
+
+        def moved(split: Split) -> Split:
+            return Split(images=split.images.to(device), labels=split.labels.to(device))
+
+        return replace(
+            self,
+            train=moved(self.train),
+            validation=moved(self.validation),
+            test=moved(self.test),
+            mean=self.mean.to(device),
+            std=self.std.to(device),
+        )
 
     def _digest(self) -> str:
         digest = hashlib.sha256(repr((self.name, self.classes, self.pad, self.flip)).encode())
@@ -200,7 +206,7 @@ def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel over a split, in the images' units, [C, 1, 1]."""
     flat = images.transpose(0, 1).flatten(1)
     # in chunks, so that a large uint8 set isn't held in float at once
-    chunks = [c.double() for c in flat.split(2**22, dim=1)]
+    chunks = [c.double() for c in torch.split(flat, 2**22, dim=1)]
     mean = torch.stack([c.sum(dim=1) for c in chunks]).sum(dim=0) / flat.shape[1]
     square = torch.stack([(c - mean[:, None]).square().sum(dim=1) for c in chunks]).sum(dim=0) / flat.shape[1]
     return mean.float().view(-1, 1, 1), square.sqrt().clamp(min=1e-6).float().view(-1, 1, 1)

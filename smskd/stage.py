@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -169,7 +169,7 @@ def train_stage(
                     )
                 stacked = torch.stack(list(named.values()))
                 optimizer.zero_grad(set_to_none=True)
-                stacked.sum().backward()
+                torch.autograd.backward(stacked.sum())
                 optimizer.step()
                 names, total = list(named), total + stacked.detach()
             means = dict(zip(names, (total / steps).tolist(), strict=True))
@@ -188,7 +188,7 @@ def accuracy(network: nn.Module, data: Data, split: Split) -> float:
         right = [
             (network(data.normalised(images)).logits.argmax(dim=1) == labels).sum()
             for images, labels in zip(
-                split.images.split(_EVALUATION_BATCH), split.labels.split(_EVALUATION_BATCH), strict=True
+                torch.split(split.images, _EVALUATION_BATCH), torch.split(split.labels, _EVALUATION_BATCH), strict=True
             )
         ]
     network.train(training)

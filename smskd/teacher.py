@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -82,7 +83,7 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
         raise ValueError(f"teacher={path}: there is no such file")
     try:
         if path.suffix == ".safetensors":
-            found = safetensors.torch.load_file(path)
+            found: Any = safetensors.torch.load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or damaged file raises nearly anything
