@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from search import config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["space=stage_ordr"], "stage_order"),
+        (["pair=tinny"], "'tiny'"),
+        (["data=mnist"], "fashion_mnist"),
+        (["methods=[kd,rkdd]"], "'rkd'"),
+        (["stage_order"], "key=value"),
+        (["seedz=3"], "unknown key 'seedz'"),
+        (["seeds=abc"], "whole number"),
+        (["seeds=0"], "seeds=0"),
+        (["lambda_base=-1"], "lambda_base >= 0"),
+        (["lambda_base=nan"], "lambda_base >= 0"),
+        (["methods=[kd"], "list"),
+        (["seeds=1", "seeds=2"], "twice"),
+        (["space=weighting", "weighting=tcp"], "no effect"),
+        (["cpus=0"], "cpus > 0"),
+        (["data_dir=x"], "digits"),
+    ],
+)
+def test_bad_input_is_refused_with_the_mend(words: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=r".") as error:
+        config.parse(words)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_same_settings_same_folder_and_free_settings_do_not_move_it() -> None:
+    assert config.parse([]).folder == config.parse(["trials=3", "cpus=2", "confirm=0"]).folder
+    assert config.parse([]).folder != config.parse(["epochs=1"]).folder
+
+
+def test_fresh_seeds_are_fresh_in_every_study() -> None:
+    seen: set[int] = set()
+    for seed in range(3):
+        one = config.parse([f"seed={seed}"])
+        mine = {*one.search_seeds, *one.confirm_seeds}
+        assert len(mine) == 8
+        assert not mine & seen
+        seen |= mine
+
+
+def test_bad_input_exits_2_at_once_and_without_a_traceback() -> None:
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "search.run", "pair=tinny"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "tiny" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+    assert time.monotonic() - started < 15  # about two seconds on an idle machine
+
+
+def test_help_lists_every_space() -> None:
+    text = config.help_text()
+    for file in (ROOT / "spaces").glob("[a-z]*.py"):
+        assert file.stem in text
