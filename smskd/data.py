@@ -365,6 +365,10 @@ def _folder(data_dir: Path | None, image_size: int | None) -> Data:
             raise ValueError(
                 f"data=folder: train/ and {part}/ must have the same class folders, but differ in {', '.join(odd[:5])}"
             )
+    shapes = {part: tuple(split.images.shape[2:]) for part, (split, _) in read.items()}
+    if len(set(shapes.values())) > 1:
+        shown = ", ".join(f"{part}/ has {height} x {width}" for part, (height, width) in shapes.items())
+        raise ValueError(f"data=folder: images must have one size, but {shown}: set image_size=")
     train = read["train"][0]
     test = read["test" if "test" in read else "val"][0]
     if len(read) == 3:

@@ -123,10 +123,11 @@ class Store:
             )
             _sync_folder(temporary)
             temporary.rename(place)
+            _sync_folder(place.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)  # renamed but not synced: it is ours, since we hold the lock
             raise
-        _sync_folder(place.parent)
         return Entry(key=key, weights=weights, digest=digest, facts=facts)
 
     def size_bytes(self) -> int:
@@ -139,6 +140,8 @@ class Store:
 
 def _read(place: Path, key: str) -> Entry:
     manifest = json.loads((place / MANIFEST).read_bytes())
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{place / MANIFEST} must hold an object, but holds {type(manifest).__name__}")
     check = manifest.pop("check")
     if hashlib.sha256(canonical(manifest).encode()).hexdigest() != check:
         raise ValueError(f"{place / MANIFEST} was changed after it was written")

@@ -1,0 +1,489 @@
+"""A stage's training: what it leaves alone, what it drops, what each switch does, and that it is the same each time."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from smskd import anchor, methods, models, pairs, pipeline, recipe
+from smskd import stage as training
+from smskd.data import Data
+from smskd.methods.fitnets import FitNets
+from smskd.pipeline import Bench, Result
+from smskd.store import Entry, Store
+from smskd.teacher import TABLE_BYTES, Teacher
+
+TINY = pairs.get("tiny")
+PAPER = "kd>fitnets>rkd weighting=tcp"
+FACTS = {"pair": "tiny", "data": "digits", "train_size": 100, "device": "cpu"}
+
+
+def state_digest(network: nn.Module) -> str:
+    """Of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def modes(network: nn.Module) -> set[bool]:
+    return {module.training for module in network.modules()}
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that the tests of this file share, for those that don't need an empty one."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def bench(shelf: Path) -> Bench:
+    return pipeline.prepare(**FACTS, store=shelf)  # type: ignore[arg-type]
+
+
+def run(text: str, store: Path, **more: Any) -> Result:
+    return pipeline.run(text, **(FACTS | {"epochs": 1} | more), store=store)  # type: ignore[arg-type]
+
+
+def fresh(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return models.build("tiny_student", num_classes=10, in_channels=1)
+
+
+def train(
+    student: nn.Module,
+    text: str,
+    bench: Bench,
+    *,
+    reference: nn.Module | None = None,
+    teacher: Teacher | None = None,
+    data: Data | None = None,
+    epochs: int = 1,
+    seed: int = 5,
+) -> training.Training:
+    """The last stage of a recipe, by train_stage itself: the seed doesn't depend on the recipe, as it does in run()."""
+    parsed = recipe.parse(text)
+    return training.train_stage(
+        student,
+        stage=parsed.stages[-1],
+        recipe=parsed,
+        reference=reference,
+        teacher=teacher or bench.teacher,
+        data=data or bench.data,
+        schedule=TINY.student_schedule,
+        loss_weights=TINY.loss_weights,
+        epochs=epochs,
+        seed=seed,
+    )
+
+
+def train_all(text: str, bench: Bench, **more: Any) -> tuple[nn.Module, list[training.Training]]:
+    """All stages of a recipe by train_stage, with one seed for all."""
+    student, reference, done = fresh(), None, []
+    parsed = recipe.parse(text)
+    for prefix in parsed.prefixes():
+        done.append(train(student, str(prefix), bench, reference=reference, **more))
+        reference = anchor.freeze(student) if parsed.anchored else None
+    return student, done
+
+
+# --- what a stage leaves alone
+
+
+def test_teacher_and_reference_are_in_eval_mode_and_do_not_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = training.train_stage
+    anchored = []
+
+    def watched(student: nn.Module, **arguments: Any) -> training.Training:
+        frozen = [arguments["teacher"].network, *filter(None, [arguments["reference"]])]
+        before = [state_digest(network) for network in frozen]
+        moving = state_digest(student)
+        for network in frozen:
+            network.register_forward_hook(lambda module, inputs, output: seen.append(modes(module)))
+        seen: list[set[bool]] = []
+        done = original(student, **arguments)
+        assert seen and all(mode == {False} for mode in seen)
+        assert [state_digest(network) for network in frozen] == before
+        assert state_digest(student) != moving and modes(student) == {True}
+        assert all(p.grad is None and not p.requires_grad for network in frozen for p in network.parameters())
+        if arguments["reference"] is not None:
+            anchored.append(arguments["reference"])
+            assert moving == before[1]  # the reference is what the student was when the stage began
+        return done
+
+    teacher = pipeline.prepare(**FACTS, store=tmp_path).teacher  # type: ignore[arg-type]
+    whole = state_digest(teacher.network)
+    monkeypatch.setattr(training, "train_stage", watched)
+    run("kd>fitnets>kd+fitnets+rkd weighting=tcp", tmp_path)
+    assert len(anchored) == 2
+    assert state_digest(teacher.network) == whole and modes(teacher.network) == {False}
+
+
+def test_the_reference_is_a_frozen_copy() -> None:
+    student = fresh().train()
+    reference = anchor.freeze(student)
+    assert modes(reference) == {False} and modes(student) == {True}
+    assert all(p.requires_grad for p in student.parameters())
+    assert not any(p.requires_grad for p in reference.parameters())
+    before = state_digest(reference)
+    assert before == state_digest(student)
+    mine = {t.data_ptr() for t in (*student.parameters(), *student.buffers())}
+    assert mine.isdisjoint(t.data_ptr() for t in (*reference.parameters(), *reference.buffers()))
+    with torch.no_grad():
+        for tensor in student.state_dict().values():
+            tensor.add_(1)
+    assert state_digest(reference) == before
+
+
+def test_the_anchor_of_an_unmoved_student_is_exactly_zero_with_its_gradients(bench: Bench) -> None:
+    student = fresh().eval()
+    images = bench.data.normalised(bench.data.train.images[:50])
+    reference = anchor.freeze(student)
+    with torch.no_grad():
+        before = reference(images).logits
+    loss = anchor.anchor_loss(student(images).logits, before, torch.rand(50))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is not None and torch.count_nonzero(p.grad) == 0 for p in student.parameters())
+
+
+def test_validation_leaves_state_and_mode(bench: Bench) -> None:
+    for mode in (True, False):
+        student = fresh().train(mode)
+        before = state_digest(student)
+        accuracy = training.accuracy(student, bench.data, bench.data.validation)
+        assert 0 <= accuracy <= 1
+        assert modes(student) == {mode} and state_digest(student) == before
+        assert all(p.requires_grad for p in student.parameters())
+
+
+def test_the_probe_leaves_state_and_mode(bench: Bench) -> None:
+    student = fresh().train()
+    before = state_digest(student)
+    view = training.probe(student, bench.data)
+    assert view.output.logits.shape == (2, 10) and view.hint.ndim == 4
+    assert state_digest(student) == before and modes(student) == {True}
+
+
+def test_accuracy_is_the_share_of_right_answers(bench: Bench) -> None:
+    network, split = bench.teacher.network, bench.data.validation
+    with torch.no_grad():
+        answers = [int(network(bench.data.normalised(image[None])).logits.argmax()) for image in split.images]
+    right = sum(a == label for a, label in zip(answers, split.labels.tolist(), strict=True))
+    assert training.accuracy(network, bench.data, split) == right / len(split)
+
+
+def test_the_global_generators_are_as_before(tmp_path: Path) -> None:
+    pipeline.load_data(TINY, data="digits", data_dir=None, train_size=None, image_size=None)
+    torch.manual_seed(3)
+    state = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())  # noqa: NPY002
+    run(PAPER, tmp_path)
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert random.getstate() == state[1]
+    assert repr(np.random.get_state()) == state[2]  # noqa: NPY002
+
+
+# --- regressors
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[FitNets, dict[str, Tensor]]]]:
+    """Each FitNets term that a test's stages build, and its state when it was built."""
+    found: list[tuple[FitNets, dict[str, Tensor]]] = []
+    original = training.build_methods
+
+    def watched(*arguments: Any) -> dict[str, Any]:
+        terms = original(*arguments)
+        found.extend((t, copy.deepcopy(t.state_dict())) for t in terms.values() if isinstance(t, FitNets))
+        return terms
+
+    monkeypatch.setattr(training, "build_methods", watched)
+    yield found
+
+
+def test_regressors_are_trained_and_dropped(
+    bench: Bench, tmp_path: Path, built: list[tuple[FitNets, dict[str, Tensor]]]
+) -> None:
+    _, done = train_all("fitnets>fitnets", bench)
+    assert len(built) == len(done) == 2
+    for term, before in built:
+        assert modes(term) == {True}
+        assert all(not torch.equal(value, before[name]) for name, value in term.state_dict().items())
+    (first, _), (second, start) = built
+    assert first is not second
+    assert any(not torch.equal(value, start[name]) for name, value in first.state_dict().items())  # nothing carried on
+
+    result = run("fitnets>kd+fitnets", tmp_path)
+    assert list(result.weights) == list(fresh().state_dict())
+    assert result.params == sum(p.numel() for p in fresh().parameters())
+
+
+def test_a_stage_ignores_what_earlier_regressors_became(bench: Bench) -> None:
+    student, _ = train_all("fitnets", bench)
+    again = copy.deepcopy(student)
+    train(student, "fitnets", bench, seed=9)
+    train(fresh(1), "fitnets", bench)  # another stage in between
+    train(again, "fitnets", bench, seed=9)
+    assert state_digest(student) == state_digest(again)
+
+
+# --- switches
+
+SWITCHES = [
+    "kd>fitnets",
+    "kd>fitnets anchor=none",
+    "kd>fitnets weighting=tcp",
+    "kd>fitnets weighting=tcp_true",
+    "kd>fitnets lambda_base=2",
+    "kd>fitnets anchor_temperature=1",
+    "fitnets>kd",
+    "kd>rkd",
+    "kd>kd",
+    "kd>ce",
+    "kd>kd+fitnets",
+    "kd>fitnets+rkd",
+    "ce>fitnets",
+    "ce>ce",
+    "ce>ce weighting=tcp",
+    "ce>ce weighting=tcp_true",
+]
+
+
+def test_each_switch_changes_weights_and_loss(bench: Bench) -> None:
+    digests, losses = {}, {}
+    for text in SWITCHES:
+        student, done = train_all(text, bench)
+        digests[text] = state_digest(student)
+        losses[text] = repr(done[-1].losses)
+    assert len(set(digests.values())) == len(SWITCHES)
+    assert len(set(losses.values())) == len(SWITCHES)
+
+
+def test_a_weight_of_zero_is_no_anchor(bench: Bench) -> None:
+    none, _ = train_all("kd>fitnets anchor=none", bench)
+    zero, done = train_all("kd>fitnets lambda_base=0", bench)
+    assert state_digest(none) == state_digest(zero)
+    assert "anchor" not in done[-1].losses[0]
+
+
+def test_the_terms_of_each_stage_by_name(bench: Bench) -> None:
+    _, done = train_all("kd>fitnets>kd+rkd", bench, epochs=2)
+    assert [[list(epoch) for epoch in stage.losses] for stage in done] == [
+        [["ce", "kd"]] * 2,
+        [["ce", "fitnets", "anchor"]] * 2,
+        [["ce", "kd", "rkd_distance", "rkd_angle", "anchor"]] * 2,
+    ]
+    assert [stage.images for stage in done] == [200] * 3
+    assert all(stage.seconds > 0 for stage in done)
+
+
+def test_what_each_stage_reads_of_the_teacher() -> None:
+    def reads(text: str) -> list[frozenset[str]]:
+        parsed = recipe.parse(text)
+        return [training.reads(stage, parsed, first=k == 0) for k, stage in enumerate(parsed.stages)]
+
+    logits, features, embedding = (frozenset({name}) for name in ("logits", "features", "embedding"))
+    assert reads("ce>kd>fitnets>rkd") == [frozenset(), logits, features, embedding]
+    assert reads("ce>ce weighting=tcp") == [frozenset(), logits]
+    assert reads("fitnets>fitnets weighting=tcp_true") == [features, features | logits]
+    assert reads("fitnets>fitnets weighting=tcp anchor=none") == [features, features]
+    assert reads("fitnets>fitnets weighting=tcp lambda_base=0") == [features, features]
+
+
+# --- schedule
+
+
+def test_the_schedule_starts_anew_with_each_stage_and_the_batch_stays(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    fresh_momentum: list[bool] = []
+    batches: list[int] = []
+    original = Data.augmented
+
+    def augmented(self: Data, index: Tensor, view: Tensor) -> Tensor:
+        batches.append(len(index))
+        return original(self, index, view)
+
+    def before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        rates.extend({group["lr"] for group in optimizer.param_groups})
+        fresh_momentum.append(not optimizer.state)
+
+    monkeypatch.setattr(Data, "augmented", augmented)
+    hook = register_optimizer_step_pre_hook(before_step)
+    try:
+        train_all("kd>fitnets>rkd", bench, epochs=3)
+    finally:
+        hook.remove()
+    stage = [training.learning_rate(TINY.student_schedule, step, 6) for step in range(6)]
+    assert rates == stage * 3
+    assert fresh_momentum == [True, False, False, False, False, False] * 3
+    assert batches == [TINY.student_schedule.batch_size] * 18
+
+
+def test_the_last_incomplete_batch_is_left_out(bench: Bench) -> None:
+    data = pipeline.load_data(TINY, data="digits", data_dir=None, train_size=120, image_size=None)
+    done = train(fresh(), "ce", bench, data=data)
+    assert done.images == 100
+
+
+def test_learning_rates() -> None:
+    one_cycle = replace(TINY.student_schedule, learning_rate=1.0)
+    rates = [training.learning_rate(one_cycle, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 25) and max(rates) == rates[30] == 1.0
+    assert rates[:31] == sorted(rates[:31]) and rates[30:] == sorted(rates[30:], reverse=True)
+    assert 0 < rates[-1] < 0.001
+    step = replace(one_cycle, schedule="step")
+    rates = [training.learning_rate(step, epoch, 240) for epoch in range(240)]
+    assert rates == pytest.approx([1.0] * 150 + [0.1] * 30 + [0.01] * 30 + [0.001] * 30)
+
+
+# --- the teacher's table
+
+
+def padded(data: Data, *, flip: bool) -> Data:
+    return replace(data, pad=1, flip=flip, fingerprint="")
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_table_and_a_live_teacher_train_the_same_student(bench: Bench, flip: bool) -> None:
+    data = padded(bench.data, flip=flip)
+    assert data.views == (18 if flip else 9)
+    narrow = 4 * len(data.train) * data.views * (10 + training.probe(bench.teacher.network, data).output.embedding[0].numel())
+    digests = set()
+    for table_bytes, columns in ((0, 0), (narrow, 2), (TABLE_BYTES, 5)):
+        teacher = Teacher(bench.teacher.network, data, table_bytes=table_bytes)
+        assert len(teacher._table) == columns
+        student, _ = train_all("kd+rkd>fitnets weighting=tcp", bench, teacher=teacher, data=data, epochs=8)
+        digests.add(state_digest(student))
+    assert len(digests) == 1
+
+
+def test_a_single_missing_row_is_the_live_answer_bit_for_bit(bench: Bench) -> None:
+    data = padded(bench.data, flip=True)
+    everything = frozenset({"logits", "embedding", "features"})
+    index, view = torch.arange(50), torch.arange(50) % data.views
+    images = data.augmented(index, view)
+    table, live = (Teacher(bench.teacher.network, data, table_bytes=size) for size in (TABLE_BYTES, 0))
+    table(index[:49], view[:49], images[:49], everything)
+    for _ in range(2):  # one row is missing, then none
+        answer, wanted = (t(index, view, images, everything).output for t in (table, live))
+        for a, b in zip(
+            (answer.logits, answer.embedding, *answer.features),
+            (wanted.logits, wanted.embedding, *wanted.features),
+            strict=True,
+        ):
+            assert torch.equal(a, b)
+
+
+# --- NaN
+
+
+def test_nan_weights_are_told_as_divergence(bench: Bench) -> None:
+    student = fresh()
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(training.Diverged, match=r"not finite in epoch 1 of 3: ce nan, kd nan"):
+        train(student, "kd", bench, epochs=3)
+
+
+def test_a_diverged_stage_is_not_stored(bench: Bench, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    broken = {n: t * float("nan") if t.is_floating_point() else t for n, t in fresh().state_dict().items()}
+    with pytest.raises(training.Diverged):
+        pipeline.finish_stage(
+            store, bench.data, fresh(), TINY.student, TINY.student_schedule,
+            recipe=recipe.parse("kd>fitnets"), parent=Entry(key="0", weights=broken, digest="0", facts={}),
+            epochs=1, seed=0, init_seed=0, loss_weights=TINY.loss_weights,
+            teacher=bench.teacher, teacher_digest=bench.teacher_digest, flops={},
+        )  # fmt: skip
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+# --- the same each time
+
+
+def test_one_seed_gives_one_student_and_two_seeds_two(tmp_path: Path) -> None:
+    digests = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(len(digests))  # the global generator has no say
+        result = run(PAPER, tmp_path / name, seed=seed)
+        assert all(stage.trained for stage in result.stages)
+        digests.append([stage.digest for stage in result.stages])
+    assert digests[0] == digests[1]
+    assert not set(digests[0]) & set(digests[2])
+
+
+def test_a_stage_from_the_store_is_as_good_as_one_trained_here(tmp_path: Path) -> None:
+    run("kd", tmp_path / "a")
+    resumed, whole = run("kd>fitnets>rkd", tmp_path / "a"), run("kd>fitnets>rkd", tmp_path / "b")
+    assert [stage.trained for stage in resumed.stages] == [False, True, True]
+    assert [stage.trained for stage in whole.stages] == [True, True, True]
+    again = run("kd>fitnets>rkd", tmp_path / "a")
+    assert [stage.trained for stage in again.stages] == [False, False, False]
+    for other in (whole, again):
+        for a, b in zip(resumed.stages, other.stages, strict=True):
+            assert (a.key, a.digest, a.val_accuracy, a.train_flops) == (b.key, b.digest, b.val_accuracy, b.train_flops)
+            assert [dict(epoch) for epoch in a.losses] == [dict(epoch) for epoch in b.losses]
+        assert all(torch.equal(other.weights[name], value) for name, value in resumed.weights.items())
+
+
+def test_a_stage_does_not_depend_on_those_after_it(tmp_path: Path) -> None:
+    longer = run(PAPER, tmp_path / "a")
+    for stages, text in enumerate(("kd weighting=tcp", "kd>fitnets weighting=tcp", PAPER), 1):
+        shorter = run(text, tmp_path / str(stages))
+        assert [s.digest for s in shorter.stages] == [s.digest for s in longer.stages[:stages]]
+        assert [s.key for s in shorter.stages] == [s.key for s in longer.stages[:stages]]
+
+
+def test_counting_and_validation_do_not_touch_the_result(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the pipeline stores is what train_stage left: no statistics moved by FLOP counts or accuracy."""
+    left: list[str] = []
+    original = training.train_stage
+
+    def watched(student: nn.Module, **arguments: Any) -> training.Training:
+        done = original(student, **arguments)
+        left.append(state_digest(student))
+        return done
+
+    pipeline.prepare(**FACTS, store=tmp_path)  # type: ignore[arg-type]
+    monkeypatch.setattr(training, "train_stage", watched)
+    result = run("kd>kd+fitnets+rkd", tmp_path)
+    stored = fresh(1)
+    stored.load_state_dict(dict(result.weights))
+    assert len(left) == 2 and state_digest(stored) == left[-1]
+
+
+def test_the_same_recipe_written_otherwise_is_found(tmp_path: Path) -> None:
+    run("kd+rkd", tmp_path)
+    for text in ("rkd+kd", "kd+rkd+ce", "kd+rkd weighting=tcp lambda_base=3"):
+        assert not run(text, tmp_path).stages[0].trained
+
+
+# Recorded with torch on a CPU. A change here is a change of the training code's meaning: say so in LOG.md.
+GOLDEN: list[dict[str, float]] = []
+
+
+def test_golden_losses(shelf: Path) -> None:
+    result = run(PAPER, shelf, teacher_epochs=12)
+    found = [dict(stage.losses[0]) for stage in result.stages]
+    assert [list(terms) for terms in found] == [list(terms) for terms in GOLDEN]
+    for terms, wanted in zip(found, GOLDEN, strict=True):
+        assert terms == pytest.approx(wanted, rel=1e-3)

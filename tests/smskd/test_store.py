@@ -1,0 +1,157 @@
+"""The store: whole entries or none, whatever fails."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from smskd.store import MANIFEST, WEIGHTS, Store, address
+
+IDENTITY = {"network": "tiny", "seed": 3, "parent": None}
+KEY = address(IDENTITY)
+FACTS = {"val_accuracy": 0.75, "losses": [{"kd": 1.5}]}
+
+
+def _weights() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {"a": torch.randn(3, 4, generator=generator), "steps": torch.tensor(7)}
+
+
+def _filled(root: Path) -> Store:
+    store = Store(root)
+    with store.lock(KEY):
+        store.put(KEY, IDENTITY, _weights(), FACTS)
+    return store
+
+
+def _files(root: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(root)): p.read_bytes()
+        for p in sorted(root.rglob("*"))
+        if p.is_file() and "locks" not in p.parts
+    }
+
+
+def _flip(path: Path, place: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def test_address_depends_on_values_not_on_order() -> None:
+    assert address({"a": 1, "b": 2}) == address({"b": 2, "a": 1})
+    assert address({"a": 1, "b": 2}) != address({"a": 1, "b": 3})
+
+
+def test_put_then_get(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.get(KEY) is None
+    with store.lock(KEY):
+        put = store.put(KEY, IDENTITY, _weights(), FACTS)
+    got = Store(tmp_path).get(KEY)
+    assert got is not None
+    assert (got.key, got.digest, got.facts) == (KEY, put.digest, FACTS)
+    assert set(got.weights) == set(_weights())
+    for name, value in _weights().items():
+        assert torch.equal(got.weights[name], value)
+        assert got.weights[name].dtype == value.dtype
+    assert not list((tmp_path / "partial").iterdir())
+    assert store.size_bytes() > 0
+
+
+@pytest.mark.parametrize(("file", "place"), [(WEIGHTS, -1), (WEIGHTS, 0), (MANIFEST, 0)])
+def test_flipped_bit_is_found_and_set_aside(tmp_path: Path, file: str, place: int) -> None:
+    store = _filled(tmp_path)
+    _flip(store.path(KEY) / file, place)
+    assert store.get(KEY) is None
+    assert not store.path(KEY).exists()
+    assert len(list((tmp_path / "aside").glob(f"{KEY}.*"))) == 1
+    with store.lock(KEY):
+        store.put(KEY, IDENTITY, _weights(), FACTS)  # it can be made again
+    assert store.get(KEY) is not None
+
+
+@pytest.mark.parametrize("text", ["0.75", KEY[:20], '"seed": 3', '"kd": 1.5'])
+def test_flipped_bit_in_a_value_of_the_manifest(tmp_path: Path, text: str) -> None:
+    store = _filled(tmp_path)
+    manifest = store.path(KEY) / MANIFEST
+    _flip(manifest, manifest.read_text().index(text) + len(text) - 1)
+    assert store.get(KEY) is None
+    assert len(list((tmp_path / "aside").iterdir())) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null", "7", '"text"', "{"])
+def test_replaced_manifest_is_found(tmp_path: Path, content: str) -> None:
+    store = _filled(tmp_path)
+    (store.path(KEY) / MANIFEST).write_text(content)
+    assert store.get(KEY) is None
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, MANIFEST])
+def test_missing_file_is_found(tmp_path: Path, file: str) -> None:
+    store = _filled(tmp_path)
+    (store.path(KEY) / file).unlink()
+    assert store.get(KEY) is None
+
+
+def test_entry_under_another_key_is_found(tmp_path: Path) -> None:
+    store = _filled(tmp_path)
+    other = address({"network": "other"})
+    store.path(other).parent.mkdir(exist_ok=True)
+    store.path(KEY).rename(store.path(other))
+    assert store.get(other) is None
+
+
+def test_leftovers_are_swept_but_not_those_at_work(tmp_path: Path) -> None:
+    store = _filled(tmp_path)
+    dead, busy = "d" * 64, "b" * 64
+    for key in (dead, busy):
+        left = tmp_path / "partial" / f"{key}.0123"
+        left.mkdir()
+        (left / WEIGHTS).write_bytes(b"half")
+    with Store(tmp_path).lock(busy):
+        # the lock has removed what an earlier holder left; this one is the present holder's
+        (tmp_path / "partial" / f"{busy}.4567").mkdir()
+        store.sweep()
+        assert [p.name for p in (tmp_path / "partial").iterdir()] == [f"{busy}.4567"]
+    store.sweep()
+    assert not list((tmp_path / "partial").iterdir())
+    assert store.get(KEY) is not None
+
+
+def test_lock_removes_leftovers_of_its_key(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (tmp_path / "partial" / f"{KEY}.0123").mkdir()
+    with store.lock(KEY):
+        assert not list((tmp_path / "partial").iterdir())
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3, 4])
+def test_failed_write_leaves_the_store_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    store = _filled(tmp_path)
+    before = _files(tmp_path)
+    identity = IDENTITY | {"seed": 4}
+    key = address(identity)
+    calls = 0
+    genuine = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise OSError(28, "No space left on device")
+        genuine(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with store.lock(key), pytest.raises(OSError, match="No space left"):
+        store.put(key, identity, _weights(), FACTS)
+    monkeypatch.undo()
+    assert _files(tmp_path) == before
+    assert not list((tmp_path / "partial").iterdir())
+    assert store.get(key) is None
+    with store.lock(key):
+        store.put(key, identity, _weights(), FACTS)
+    assert store.get(key) is not None

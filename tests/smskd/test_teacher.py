@@ -1,0 +1,101 @@
+"""Teachers from files: read where they fit, refused where they don't, never run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from smskd.teacher import read_weights
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+
+
+def _same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
+    return set(found) == set(wanted) and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    network = _network()
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "t.safetensors")
+    assert _same(read_weights(tmp_path / "t.safetensors", network), network.state_dict())
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_checkpoint(tmp_path: Path, wrapper: str | None, prefix: str) -> None:
+    network = _network()
+    content: dict[str, Any] = {prefix + name: value for name, value in network.state_dict().items()}
+    torch.save({wrapper: content, "epoch": 3} if wrapper else content, tmp_path / "t.pt")
+    assert _same(read_weights(tmp_path / "t.pt", network), network.state_dict())
+
+
+def _refused(path: Path, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        read_weights(path, _network())
+    assert str(caught.value).startswith(f"teacher={path}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_wrong_shape(tmp_path: Path, suffix: str) -> None:
+    content = _network().state_dict() | {"0.weight": torch.zeros(5, 4)}
+    path = tmp_path / f"t{suffix}"
+    if suffix == ".pt":
+        torch.save(content, path)
+    else:
+        safetensors.torch.save_file(content, path)
+    _refused(path, r"0\.weight must have shape \(3, 4\).*\(5, 4\)")
+
+
+def test_wrong_names(tmp_path: Path) -> None:
+    content = dict(_network().state_dict())
+    content["odd"] = content.pop("0.bias")
+    torch.save(content, tmp_path / "t.pt")
+    _refused(tmp_path / "t.pt", r"missing 1 \(0\.bias\), unknown 1 \(odd\)")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_not_finite(tmp_path: Path, value: float) -> None:
+    torch.save(_network().state_dict() | {"0.bias": torch.full((3,), value)}, tmp_path / "t.pt")
+    _refused(tmp_path / "t.pt", "NaN or infinity")
+
+
+class _Hostile:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (self.command,)
+
+
+def test_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    torch.save({"0.weight": _Hostile(f"touch {ran}")}, tmp_path / "t.pt")
+    _refused(tmp_path / "t.pt", "neither safetensors nor a weights-only checkpoint")
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"neither of the two"])
+def test_damaged_file(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"t{suffix}"
+    path.write_bytes(content)
+    _refused(path, "neither safetensors")
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    _refused(tmp_path / "t.pt", "no such file")
+
+
+def test_not_a_mapping(tmp_path: Path) -> None:
+    torch.save(torch.zeros(3), tmp_path / "t.pt")
+    _refused(tmp_path / "t.pt", "must hold tensors by name")
