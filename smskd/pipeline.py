@@ -271,7 +271,7 @@ def finish_stage(
         "init_seed": init_seed if parent is None else None,
         "teacher": teacher_digest,
         "seed": seed,
-        "code": code_digest(spec.name, stage.methods),
+        "code": code_digest(spec.name, stage.distils),
         "environment": environment(data.mean.device),
     }
     key = address(identity)
