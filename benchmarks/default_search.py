@@ -1,0 +1,142 @@
+"""The default search, beside the same 45 trainings written the plain way; one run, wall times and their ratio.
+
+The plain way: stock OptunaSearch, a DataLoader with PIL transforms, a live teacher, every stage of every trial trained.
+    python -m benchmarks.default_search [limit=N]     limit: only the first N of the plain way's trials, scaled up
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+ORDERS = [">".join(o) for n in (1, 2, 3) for o in permutations(("kd", "fitnets", "rkd"), n)]
+POINTS: list[dict[str, Any]] = [{"recipe": order, "seed": seed} for order in ORDERS for seed in range(3)]
+EPOCHS = 12
+
+
+def plain_trial(config: dict[str, Any]) -> None:
+    """One recipe with one seed, as one would write it in a script."""
+    import numpy as np
+    import torch
+    from PIL import Image
+    from ray import tune
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
+
+    from smskd import anchor, models, pairs, pipeline, recipe, stage
+    from smskd.methods import ce
+    from smskd.methods.base import View
+
+    torch.set_num_threads(1)
+    torch.manual_seed(config["seed"])
+    bench = pipeline.prepare(store=config["store"])
+    data, teacher = bench.data, bench.teacher.network
+    low, high = data.train.images.min(), data.train.images.max()
+    pixels = ((data.train.images - low) / (high - low) * 255).to(torch.uint8)[:, 0].numpy()
+    change = transforms.Compose([transforms.RandomCrop(8, padding=data.pad), transforms.ToTensor()])
+
+    class Digits(Dataset[Any]):
+        def __len__(self) -> int:
+            return len(pixels)
+
+        def __getitem__(self, index: int) -> Any:
+            raw = change(Image.fromarray(np.asarray(pixels[index]))) * (high - low) + low
+            return (raw - data.mean) / data.std, data.train.labels[index]
+
+    schedule = pairs.get("tiny").student_schedule
+    loader = DataLoader(Digits(), batch_size=schedule.batch_size, shuffle=True, drop_last=True)
+    student: Any = models.build("tiny_student", num_classes=10, in_channels=1)
+    for number, part in enumerate(recipe.parse(config["recipe"]).stages):
+        reference = anchor.freeze(student) if number else None
+        probes = stage.probe(student, data), stage.probe(teacher, data)
+        terms = stage.build_methods(part, *probes, bench.pair.loss_weights)
+        parameters = [p for m in (student, *terms.values()) for p in m.parameters()]
+        optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        step, steps = 0, EPOCHS * len(loader)
+        for _ in range(EPOCHS):
+            for images, labels in loader:
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.learning_rate(schedule, step, steps)
+                with torch.no_grad():
+                    answer = View(teacher(images), bench.teacher.hint_index)
+                mine = View(student(images), student.hint_index)
+                weight = ce.weight(part.methods, ce.WEIGHTS)
+                loss = weight * ce.cross_entropy(mine.output.logits, labels)
+                for method in terms.values():
+                    loss = loss + sum(method(mine, answer, labels).values())
+                if reference is not None:
+                    with torch.no_grad():
+                        before = reference(images).logits
+                    loss = loss + anchor.anchor_loss(mine.output.logits, before, torch.full((len(labels),), 0.5))
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                optimizer.step()
+                step += 1
+    tune.report({"accuracy": stage.accuracy(copy.deepcopy(student), data, data.validation)})
+
+
+def plain(points: list[dict[str, Any]], store: Path) -> float:
+    """Wall seconds of the plain way, Ray's start included."""
+    started = time.monotonic()
+    from search import searcher  # sets Ray's environment before it is imported
+
+    with searcher.cluster(None):
+        from ray import tune
+        from ray.tune.search.optuna import OptunaSearch
+
+        space = {"recipe": tune.choice(ORDERS), "seed": tune.choice([0, 1, 2]), "store": str(store)}
+        search = OptunaSearch(metric="accuracy", mode="max", points_to_evaluate=[dict(p) for p in points])
+        results = tune.Tuner(
+            tune.with_resources(plain_trial, {"cpu": 1}),
+            param_space=space,
+            tune_config=tune.TuneConfig(search_alg=search, num_samples=len(points)),
+            run_config=tune.RunConfig(storage_path=str(store.parent / "tune"), verbose=0),
+        ).fit()
+        if results.num_errors:
+            raise RuntimeError(f"{results.num_errors} of the plain trials failed: {results.errors[0]}")
+    return time.monotonic() - started
+
+
+def stage_runs(points: list[dict[str, Any]]) -> int:
+    """How many stages these trials train, without sharing."""
+    return sum(str(point["recipe"]).count(">") + 1 for point in points)
+
+
+def main(argv: list[str]) -> None:
+    """Run both, print both and the ratio."""
+    limit = int(argv[0].removeprefix("limit=")) if argv else len(POINTS)
+    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+    with tempfile.TemporaryDirectory() as scratch:
+        out, store = Path(scratch) / "run", Path(scratch) / "store"
+        started = time.monotonic()
+        words = ["space=stage_order", "confirm=0", f"out={out}", f"store={store}"]
+        subprocess.run([sys.executable, "-m", "search.run", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        ours = time.monotonic() - started
+        run = json.loads((out / "run.json").read_text())
+        # spread over the list, so that short and long recipes are in it in proportion
+        points = [POINTS[k * len(POINTS) // limit] for k in range(limit)]
+        stages = stage_runs(points)
+        seconds = plain(points, store)
+    scaled = seconds * stage_runs(POINTS) / stages
+    note = (
+        "" if limit == len(POINTS) else f" ({limit} of {len(POINTS)} trials in {seconds:.0f} s, scaled by stage runs)"
+    )
+    sys.stdout.write(
+        f"ours, end to end, without confirmation: {ours:.1f} s\n"
+        f"plain way: {scaled:.1f} s{note}\nratio: {scaled / ours:.2f}\n"
+        f"driver's peak memory: {run['driver_peak_bytes'] / 2**20:.0f} MiB; store: {run['store_bytes'] / 2**20:.2f} MiB\n"
+        f"machine: {run['machine']}; versions: {run['versions']}\n"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
