@@ -133,7 +133,7 @@ def main(argv: list[str]) -> None:
     sys.stdout.write(
         f"ours, end to end, without confirmation: {ours:.1f} s\n"
         f"plain way: {scaled:.1f} s{note}\nratio: {scaled / ours:.2f}\n"
-        f"driver's peak memory: {run['driver_peak_bytes'] / 2**20:.0f} MiB; store: {run['store_bytes'] / 2**20:.2f} MiB\n"
+        f"driver's peak: {run['driver_peak_bytes'] / 2**20:.0f} MiB; store: {run['store_bytes'] / 2**20:.2f} MiB\n"
         f"machine: {run['machine']}; versions: {run['versions']}\n"
     )
 

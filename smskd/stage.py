@@ -162,6 +162,7 @@ def train_stage(
                 if reference is not None:
                     with torch.no_grad():
                         before = reference(images).logits
+                    assert answer is not None or recipe.weighting == "fixed", "tcp weights come from a teacher"
                     logits = before if answer is None else answer.output.logits
                     weights = anchor.reference_weights(logits, labels, recipe.weighting, recipe.lambda_base)
                     named["anchor"] = anchor.anchor_loss(
