@@ -1,7 +1,7 @@
 """The default search, beside the same 45 trainings written the plain way; one run, wall times and their ratio.
 
 The plain way: stock OptunaSearch, a DataLoader with PIL transforms, a live teacher, every stage of every trial trained,
-and a new process for each trial, as is Tune's default. The teacher is taken from our store, which spares the plain way its training.
+and a new process for each trial, as is Tune's default. The teacher comes from our store, so the plain way trains none.
     python -m benchmarks.default_search [limit=N]     limit: only the first N of the plain way's trials, to try it out
 """
 
