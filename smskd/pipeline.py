@@ -173,7 +173,6 @@ def test_accuracy(result: Result, bench: Bench) -> float:
     return training.accuracy(student, bench.data, bench.data.test)
 
 
-@functools.lru_cache(maxsize=2)  # a worker runs many trials of one bench
 def prepare(
     *,
     pair: str = "tiny",
@@ -187,6 +186,22 @@ def prepare(
     device: str | None = None,
 ) -> Bench:
     """Load the data and the teacher, training the latter if the store lacks it. Arguments and errors as in run()."""
+    # by position: a cache takes the same keywords in another order for another call
+    return _prepared(pair, data, data_dir, train_size, image_size, teacher, teacher_epochs, store, device)
+
+
+@functools.lru_cache(maxsize=2)  # a worker runs many trials of one bench
+def _prepared(
+    pair: str,
+    data: str,
+    data_dir: str | Path | None,
+    train_size: int | None,
+    image_size: int | None,
+    teacher: str | Path | None,
+    teacher_epochs: int | None,
+    store: str | Path,
+    device: str | None,
+) -> Bench:
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     table = pairs.get(pair)
     loaded = load_data(table, data=data, data_dir=data_dir, train_size=train_size, image_size=image_size).to(place)

@@ -494,3 +494,9 @@ def test_golden_losses(shelf: Path) -> None:
     assert [list(terms) for terms in found] == [list(terms) for terms in GOLDEN]
     for terms, wanted in zip(found, GOLDEN, strict=True):
         assert terms == pytest.approx(wanted, rel=1e-3)
+
+
+def test_one_bench_whatever_the_order_of_the_arguments(tmp_path: Path) -> None:
+    first = pipeline.prepare(pair="tiny", data="digits", train_size=100, teacher_epochs=1, store=tmp_path)
+    again = pipeline.prepare(store=tmp_path, teacher_epochs=1, train_size=100, data="digits", pair="tiny")
+    assert again is first
