@@ -178,6 +178,7 @@ def train_stage(
                 raise Diverged(f"the loss is not finite in epoch {epoch + 1} of {epochs}: {_shown(means)}")
             losses.append(means)
             on_epoch(epoch + 1)
+        optimizer.zero_grad(set_to_none=True)  # the last step's gradients would live as long as a frozen teacher does
     return Training(losses=tuple(losses), images=epochs * steps * batch, seconds=time.monotonic() - started)
 
 
