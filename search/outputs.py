@@ -67,9 +67,9 @@ def rows(config: Config, bench: Mapping[str, Any], search: Settled, confirm: Set
     return table
 
 
-def summary(config: Config, bench: Mapping[str, Any], search: Settled, confirm: Settled) -> pd.DataFrame:
-    """One row per finished recipe, with the front marked; empty if there is none."""
-    table = pd.DataFrame(rows(config, bench, search, confirm), columns=list(results.COLUMNS))
+def summary(config: Config, bench: Mapping[str, Any], search: Settled) -> pd.DataFrame:
+    """One row per finished recipe, on validation alone, with the front marked; empty if there is none."""
+    table = pd.DataFrame(rows(config, bench, search, {}), columns=list(results.COLUMNS))
     return front.summarise(table.astype({"test_accuracy": "float64", "val_accuracy": "float64"}), config.cost)
 
 

@@ -89,7 +89,8 @@ class Progress:
         """Take the outcome of a trial, and print it: failures always, the others where there is no live table."""
         self._done += 1
         self._trained += trained
-        self._front_lines = self._front()
+        if self._live is not None:  # summing up all recipes takes time, and nobody would see it
+            self._front_lines = self._front()
         if record["status"] == "failed":
             self._failed += 1
             self._console.print(

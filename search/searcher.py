@@ -270,9 +270,22 @@ def fit(
     Raises:
         RuntimeError: the last fit() was ended so, too; with what ended it.
     """
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by `on_end`, each in one line
     for left in reversed(range(FITS)):
         try:
-            _fit_once(source, settings=settings, cpus=cpus, gpus=gpus, progress=progress, on_end=on_end)
+            with tempfile.TemporaryDirectory(prefix="smskd-tune-") as scratch:
+                search = QueueSearcher(source, on_end)
+                tune.Tuner(
+                    tune.with_resources(train, {"cpu": cpus, "gpu": gpus}),
+                    param_space={"cpus": cpus, **settings},
+                    tune_config=tune.TuneConfig(search_alg=search, num_samples=-1, reuse_actors=True),
+                    run_config=tune.RunConfig(
+                        storage_path=scratch,
+                        failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
+                        callbacks=[_Relay(progress)],
+                        verbose=0,
+                    ),
+                ).fit()
         except Exception as error:  # Tune gives it many types
             if not left:
                 raise RuntimeError(
@@ -281,30 +294,6 @@ def fit(
         if source.exhausted():
             return
         source.again()
-
-
-def _fit_once(
-    source: Source,
-    *,
-    settings: Mapping[str, Any],
-    cpus: float,
-    gpus: float,
-    progress: Progress,
-    on_end: Callable[[Job, Record, int], None],
-) -> None:
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by `on_end`, each in one line
-    with tempfile.TemporaryDirectory(prefix="smskd-tune-") as scratch:
-        tune.Tuner(
-            tune.with_resources(train, {"cpu": cpus, "gpu": gpus}),
-            param_space={"cpus": cpus, **settings},
-            tune_config=tune.TuneConfig(search_alg=QueueSearcher(source, on_end), num_samples=-1, reuse_actors=True),
-            run_config=tune.RunConfig(
-                storage_path=scratch,
-                failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
-                callbacks=[_Relay(progress)],
-                verbose=0,
-            ),
-        ).fit()
 
 
 @contextlib.contextmanager

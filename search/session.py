@@ -53,6 +53,8 @@ class Session:
             seed=config.seed,
             objective=self._objective,
         )
+        # what is known of teacher, student and data, once a driver has asked; looked at for each record
+        self._bench: dict[str, Any] | None = self.study.attributes.get(_BENCH)
 
     def work_left(self) -> bool:
         """Whether anything is still to be trained."""
@@ -95,6 +97,7 @@ class Session:
             bench = searcher.describe_bench(settings, self.config, gpus)
             if self._bench is None:
                 self.study.note(_BENCH, bench)
+                self._bench = bench
             teacher = self._known_bench["teacher"]
             accuracy = f"{100 * teacher['val_accuracy']:.2f} % on validation"
             self._say(f"teacher {teacher['name']}, {teacher['source']}: {accuracy}")
@@ -141,15 +144,9 @@ class Session:
         return sum(self._trained.values())
 
     @property
-    def _bench(self) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = self.study.attributes.get(_BENCH)
-        return found
-
-    @property
     def _known_bench(self) -> dict[str, Any]:
-        bench = self._bench
-        assert bench is not None, "the bench is noted before anything runs"
-        return bench
+        assert self._bench is not None, "the bench is noted before anything runs"
+        return self._bench
 
     def _objective(self, record: Record) -> tuple[float, float]:
         """Error on validation, and the chosen cost."""
@@ -185,7 +182,7 @@ class Session:
             )
 
     def _front_lines(self) -> list[FrontLine]:
-        table = outputs.summary(self.config, self._known_bench, self.study.settled, {})
+        table = outputs.summary(self.config, self._known_bench, self.study.settled)
         return [
             FrontLine(
                 letter=row["letter"],
@@ -207,7 +204,7 @@ class Session:
         if self._bench is None or not self.config.confirm_seeds or not self.study.settled:
             return []
         settled = self.study.settled
-        table = outputs.summary(self.config, self._known_bench, settled, {})
+        table = outputs.summary(self.config, self._known_bench, settled)
         members = table.loc[table["front"], "recipe_id"].tolist()
         opened = self.study.attributes.get(_OPENED)
         before = opened["front"] if opened else members
