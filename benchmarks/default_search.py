@@ -7,7 +7,6 @@ and a new process for each trial, as is Tune's default. The teacher comes from o
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import subprocess
@@ -61,7 +60,13 @@ def plain_trial(config: dict[str, Any]) -> None:
         probes = stage.probe(student, data), stage.probe(teacher, data)
         terms = stage.build_methods(part, *probes, bench.pair.loss_weights)
         parameters = [p for m in (student, *terms.values()) for p in m.parameters()]
-        optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        optimizer = torch.optim.SGD(
+            parameters,
+            lr=schedule.learning_rate,
+            momentum=schedule.momentum,
+            nesterov=schedule.nesterov,
+            weight_decay=schedule.weight_decay,
+        )
         step, steps = 0, EPOCHS * len(loader)
         for _ in range(EPOCHS):
             for images, labels in loader:
@@ -82,7 +87,7 @@ def plain_trial(config: dict[str, Any]) -> None:
                 torch.autograd.backward(loss)
                 optimizer.step()
                 step += 1
-    tune.report({"accuracy": stage.accuracy(copy.deepcopy(student), data, data.validation)})
+    tune.report({"accuracy": stage.accuracy(student, data, data.validation)})
 
 
 def plain(points: list[dict[str, Any]], store: Path) -> float:

@@ -25,10 +25,6 @@ _SEED_STRIDE = 50_000
 _FREE = ("trials", "confirm", "cpus", "gpus", "address", "store", "out", "storage", "reopen_test")
 
 
-def _key(default: Any, help: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """One search. None means: chosen by the program, as the help says.
@@ -37,36 +33,40 @@ class Config:
         ValueError: a value is out of range, or a name unknown.
     """
 
-    space: str = _key("stage_order", "what is searched; the spaces are listed below")
-    pair: str = _key("tiny", "teacher and student: " + ", ".join(pairs.PAIRS))
-    data: str = _key("digits", "data set: " + ", ".join(names.DATASETS))
+    space: str = cli.key("stage_order", "what is searched; the spaces are listed below")
+    pair: str = cli.key("tiny", "teacher and student: " + ", ".join(pairs.PAIRS))
+    data: str = cli.key("digits", "data set: " + ", ".join(names.DATASETS))
     methods: list[str] = dataclasses.field(
         default_factory=lambda: ["kd", "fitnets", "rkd"],
         metadata={"help": "what a stage can be: " + ", ".join(methods.available()) + ", joint ones as kd+rkd"},
     )
-    max_stages: int | None = _key(None, "longest recipe, in stages (default: the space's own)")
-    anchor: str = _key("reference", "what holds later stages, where not searched: " + ", ".join(ANCHORS))
-    weighting: str = _key("fixed", "weight of the anchor per sample, where not searched: " + ", ".join(WEIGHTINGS))
-    lambda_base: float = _key(0.5, "largest weight of the anchor, where not searched")
-    epochs: int | None = _key(None, "epochs per stage (default: the pair's own)")
-    seeds: int = _key(3, "seeds per recipe in the search")
-    confirm: int = _key(5, "fresh seeds for each member of the front, on the test split; 0: leave that out")
-    seed: int = _key(0, "of the whole study; another one draws everything anew")
-    trials: int | None = _key(None, "how many recipes at most (default: all of a finite space, else 40)")
-    sampler: str | None = _key(None, "exhaustive (default for finite spaces), tpe (default otherwise), nsga2, random")
-    cost: str = _key("flops", "second axis of the front: " + ", ".join(COSTS))
-    teacher: str | None = _key(None, "file with the teacher's weights (default: train one, and keep it in the store)")
-    teacher_epochs: int | None = _key(None, "epochs of a teacher that is trained (default: the pair's own)")
-    data_dir: str | None = _key(None, "folder with the data set's files (default: runs/data, filled by download)")
-    train_size: int | None = _key(None, "train on this many images, stratified (default: all)")
-    image_size: int | None = _key(None, "for data=folder: resize images to this many pixels a side")
-    cpus: float = _key(1.0, "CPU cores per trial")
-    gpus: float | None = _key(None, "GPUs per trial, fractions allowed (default: 1 if there are any, else 0)")
-    address: str | None = _key(None, "Ray cluster: auto, or ray://host:port (default: this machine alone)")
-    store: str = _key("runs/store", "folder of finished stages, shared by runs")
-    out: str | None = _key(None, "folder of this run (default: runs/<space>-<pair>-<data>-<digest of the settings>)")
-    storage: str | None = _key(None, "database URL of the Optuna study (default: study.db in the run's folder)")
-    reopen_test: bool = _key(
+    max_stages: int | None = cli.key(None, "longest recipe, in stages (default: the space's own)")
+    anchor: str = cli.key("reference", "what holds later stages, where not searched: " + ", ".join(ANCHORS))
+    weighting: str = cli.key("fixed", "weight of the anchor per sample, where not searched: " + ", ".join(WEIGHTINGS))
+    lambda_base: float = cli.key(0.5, "largest weight of the anchor, where not searched")
+    epochs: int | None = cli.key(None, "epochs per stage (default: the pair's own)")
+    seeds: int = cli.key(3, "seeds per recipe in the search")
+    confirm: int = cli.key(5, "fresh seeds for each member of the front, on the test split; 0: leave that out")
+    seed: int = cli.key(0, "of the whole study; another one draws everything anew")
+    trials: int | None = cli.key(None, "how many recipes at most (default: all of a finite space, else 40)")
+    sampler: str | None = cli.key(
+        None, "exhaustive (default for finite spaces), tpe (default otherwise), nsga2, random"
+    )
+    cost: str = cli.key("flops", "second axis of the front: " + ", ".join(COSTS))
+    teacher: str | None = cli.key(
+        None, "file with the teacher's weights (default: train one, and keep it in the store)"
+    )
+    teacher_epochs: int | None = cli.key(None, "epochs of a teacher that is trained (default: the pair's own)")
+    data_dir: str | None = cli.key(None, "folder with the data set's files (default: runs/data, filled by download)")
+    train_size: int | None = cli.key(None, "train on this many images, stratified (default: all)")
+    image_size: int | None = cli.key(None, "for data=folder: resize images to this many pixels a side")
+    cpus: float = cli.key(1.0, "CPU cores per trial")
+    gpus: float | None = cli.key(None, "GPUs per trial, fractions allowed (default: 1 if there are any, else 0)")
+    address: str | None = cli.key(None, "Ray cluster: auto, or ray://host:port (default: this machine alone)")
+    store: str = cli.key("runs/store", "folder of finished stages, shared by runs")
+    out: str | None = cli.key(None, "folder of this run (default: runs/<space>-<pair>-<data>-<digest of the settings>)")
+    storage: str | None = cli.key(None, "database URL of the Optuna study (default: study.db in the run's folder)")
+    reopen_test: bool = cli.key(
         False, "allow a second look at the test split, for a front that has changed; the report says so"
     )
 

@@ -17,6 +17,11 @@ T = TypeVar("T")
 _FILE_BYTES = 64 * 1024
 
 
+def key(default: Any, help: str) -> Any:
+    """A field of a dataclass that is a key of the command line, with what it is for."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 def parse(schema: type[T], argv: Sequence[str], *, base: Mapping[str, Any] | None = None) -> T:
     """An instance of a dataclass from words such as `seeds=5`; `base` holds values that the words may override.
 

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from smskd import cli, methods, names, pairs
 from smskd.recipe import ANCHORS, WEIGHTINGS, Recipe, make, parse
@@ -19,32 +18,30 @@ DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 4, 130
 _SETTINGS = ("anchor", "weighting", "lambda_base")
 
 
-def _key(default: Any, help: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings of one training. None means: chosen by the program, as the help says."""
 
-    recipe: str = _key(
+    recipe: str = cli.key(
         "kd>fitnets>rkd", "stages joined by > (" + ", ".join(methods.available()) + "), or a file such as best.yaml"
     )
-    anchor: str | None = _key(None, "what holds later stages: " + ", ".join(ANCHORS) + " (default: the recipe's)")
-    weighting: str | None = _key(None, "weight of the anchor: " + ", ".join(WEIGHTINGS) + " (default: the recipe's)")
-    lambda_base: float | None = _key(None, "largest weight of the anchor (default: the recipe's)")
-    pair: str = _key("tiny", "teacher and student: " + ", ".join(pairs.PAIRS))
-    data: str = _key("digits", "data set: " + ", ".join(names.DATASETS))
-    epochs: int | None = _key(None, "epochs per stage (default: the pair's own)")
-    seed: int = _key(0, "of the training")
-    teacher: str | None = _key(None, "file with the teacher's weights (default: train one, and keep it in the store)")
-    teacher_epochs: int | None = _key(None, "epochs of a teacher that is trained (default: the pair's own)")
-    data_dir: str | None = _key(None, "folder with the data set's files")
-    train_size: int | None = _key(None, "train on this many images, stratified (default: all)")
-    image_size: int | None = _key(None, "for data=folder: resize images to this many pixels a side")
-    threads: int = _key(1, "threads on a CPU; part of a stage's identity in the store")
-    store: str = _key("runs/store", "folder of finished stages")
-    out: str = _key("runs/student.safetensors", "where the student's weights are written")
+    anchor: str | None = cli.key(None, "what holds later stages: " + ", ".join(ANCHORS) + " (default: the recipe's)")
+    weighting: str | None = cli.key(None, "weight of the anchor: " + ", ".join(WEIGHTINGS) + " (default: the recipe's)")
+    lambda_base: float | None = cli.key(None, "largest weight of the anchor (default: the recipe's)")
+    pair: str = cli.key("tiny", "teacher and student: " + ", ".join(pairs.PAIRS))
+    data: str = cli.key("digits", "data set: " + ", ".join(names.DATASETS))
+    epochs: int | None = cli.key(None, "epochs per stage (default: the pair's own)")
+    seed: int = cli.key(0, "of the training")
+    teacher: str | None = cli.key(
+        None, "file with the teacher's weights (default: train one, and keep it in the store)"
+    )
+    teacher_epochs: int | None = cli.key(None, "epochs of a teacher that is trained (default: the pair's own)")
+    data_dir: str | None = cli.key(None, "folder with the data set's files")
+    train_size: int | None = cli.key(None, "train on this many images, stratified (default: all)")
+    image_size: int | None = cli.key(None, "for data=folder: resize images to this many pixels a side")
+    threads: int = cli.key(1, "threads on a CPU; part of a stage's identity in the store")
+    store: str = cli.key("runs/store", "folder of finished stages")
+    out: str = cli.key("runs/student.safetensors", "where the student's weights are written")
 
 
 def main(argv: Sequence[str]) -> int:
