@@ -35,6 +35,7 @@ from search import bench
 from search.config import Config
 from search.progress import Progress
 from search.study import Asked, Record, Study
+from smskd.recipe import parse
 
 # A worker that dies (killed, out of memory, node lost) is started again this often; its finished stages are kept.
 WORKER_RETRIES = 2
@@ -216,7 +217,9 @@ def train(config: dict[str, Any]) -> None:
 
     torch.set_num_threads(max(1, int(config["cpus"])))
     recipe, seed = config["recipe"], config["seed"]
-    place: dict[str, Any] = {"stage": 0, "epoch": 0, "epochs": 0, "val_accuracy": None, "reused": 0}
+    stages_wanted = len(parse(recipe).stages)
+    # stage: the one at work, from 1
+    place: dict[str, Any] = {"stage": 1, "epoch": 0, "epochs": 0, "val_accuracy": None, "reused": 0}
     told = time.monotonic()
     trained = 0
 
@@ -230,7 +233,7 @@ def train(config: dict[str, Any]) -> None:
     def on_stage(number: int, result: pipeline.StageResult) -> None:
         nonlocal trained
         trained += result.trained
-        place.update(stage=number, epoch=0, val_accuracy=result.val_accuracy)
+        place.update(stage=min(number + 1, stages_wanted), epoch=0, val_accuracy=result.val_accuracy)
         if not result.trained:
             place["reused"] = number
 
@@ -248,7 +251,7 @@ def train(config: dict[str, Any]) -> None:
             "test_accuracy": test,
         }  # fmt: skip
     except Exception as error:  # whatever it is, it is this trial's result, with its cause
-        where = f"stage {place['stage'] + 1} of {recipe.split()[0].count('>') + 1}"
+        where = f"stage {place['stage']} of {stages_wanted}"
         record = failure(seed, f"{where}: {type(error).__name__}: {error}")
     tune.report({"outcome": json.dumps([record, trained])})  # as text, since Tune flattens what it is given
 
