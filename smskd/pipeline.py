@@ -326,14 +326,15 @@ def _flops_per_image(
 ) -> float:
     """Training FLOPs of one image: student and regressors forward and backward, teacher and reference forward."""
     stage = recipe.stages[-1]
-    case = (stage.distils, teacher is not None, reference is not None)
+    reads = training.reads(stage, recipe, first=reference is None)
+    case = (stage.distils, reads, reference is not None)
     if case not in known:
         images = data.normalised(data.train.images[:2])
         student_forward = cost.forward_flops(network, images, images=2)
         forward = student_forward
         total = 0.0
         if teacher is not None:
-            total += cost.forward_flops(teacher.network, images, images=2)
+            total += cost.forward_flops(teacher.part(reads), images, images=2)
             views = training.probe(network, data), training.probe(teacher.network, data)
             with torch.random.fork_rng():
                 for method in training.build_methods(stage, *views, weights).values():

@@ -5,7 +5,7 @@ A teacher is trained as any network is, by a stage of `ce` (smskd.pipeline); not
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,50 +25,87 @@ TABLE_BYTES = 2**30
 class Teacher:
     """A frozen network, asked for the outputs of training images in given views.
 
-    Each (image, view) is computed once and kept, as long as the table fits its budget: all outputs, or else logits and
-    embeddings, or else nothing. On a CPU a network's answer for an image doesn't depend on the rest of the batch, bit
-    for bit (batches of one take another path and are avoided), so training with the table equals training with the live
-    teacher. Elsewhere that isn't promised, and the teacher runs live.
+    Each (image, view) is computed once and kept, as long as the tables fit their budget: logits and embeddings first,
+    then hints. On a CPU a network's answer for an image doesn't depend on the rest of the batch, bit for bit (batches
+    of one take another path and are avoided), so training with the tables equals training with the live teacher.
+    Elsewhere that isn't promised, and the teacher runs live. For a hint it runs as deep as the hint.
     """
 
     def __init__(self, network: nn.Module, data: Data, *, table_bytes: int = TABLE_BYTES) -> None:
         self.network = network.eval().requires_grad_(False)
         self.hint_index: int = network.hint_index  # type: ignore[assignment]
+        stages: Any = network.stages
+        self._hint_part = nn.Sequential(*stages[: self.hint_index + 1]).eval()
         self._views = data.views
-        self._widths: list[tuple[int, ...]] = []
+        self._ends: _Table | None = None
+        self._hints: _Table | None = None
         if data.mean.device.type == "cpu":
-            probe = self._compute(data.normalised(data.train.images[:2]))
-            whole = [tuple(t.shape[1:]) for t in (probe.logits, probe.embedding, *probe.features)]
             rows = len(data.train) * data.views
-            for widths in (whole, whole[:2]):
-                if 4 * rows * sum(torch.Size(w).numel() for w in widths) <= table_bytes:
-                    self._widths = widths
-                    break
-            self._table = [torch.empty(rows, *w) for w in self._widths]
-            self._filled = torch.zeros(rows, dtype=torch.bool)
+            probe = self._whole(data.normalised(data.train.images[:2]))
+            ends, hints = _Table.size(rows, probe[:2]), _Table.size(rows, probe[2:])
+            self._ends = _Table(rows, probe[:2]) if ends <= table_bytes else None
+            self._hints = _Table(rows, probe[2:]) if ends + hints <= table_bytes else None
 
     def __call__(self, index: Tensor, view: Tensor, images: Tensor, reads: frozenset[str]) -> View:
         """Outputs of a batch: places [B], views [B] and the images [B, C, H, W]; `reads` as in smskd.methods.
 
-        Feature maps are given if `reads` names them; otherwise they may be missing.
+        An output that `reads` doesn't name may be an empty tensor or missing.
         """
-        if not self._widths or ("features" in reads and len(self._widths) == 2):
-            return View(self._compute(images), self.hint_index)
+        if "features" in reads:
+            with torch.no_grad():
+                return View(self.network(images), self.hint_index)
         rows = index * self._views + view
+        logits = embedding = hint = images.new_empty(0)
+        if reads - {"hint"}:
+            if self._ends is None:
+                logits, embedding, hint = self._whole(images)
+            else:
+                logits, embedding = self._ends.look_up(rows, images, lambda asked: self._whole(asked)[:2])
+        if "hint" in reads and not len(hint):
+            if self._hints is None:
+                (hint,) = self._until_hint(images)
+            else:
+                (hint,) = self._hints.look_up(rows, images, self._until_hint)
+        features = (images.new_empty(0),) * self.hint_index + (hint,)
+        return View(Output(logits=logits, embedding=embedding, features=features), self.hint_index)
+
+    def _whole(self, images: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            output: Output = self.network(images)
+        return output.logits, output.embedding, output.features[self.hint_index]
+
+    def _until_hint(self, images: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return (self._hint_part(images),)
+
+    def part(self, reads: frozenset[str]) -> nn.Module:
+        """What has to run for these outputs, if no table has them."""
+        return self._hint_part if reads == {"hint"} else self.network
+
+
+class _Table:
+    """Some outputs of a network, one row for each (image, view), computed when first asked for."""
+
+    def __init__(self, rows: int, probe: Sequence[Tensor]) -> None:
+        self._columns = [torch.empty(rows, *t.shape[1:]) for t in probe]
+        self._filled = torch.zeros(rows, dtype=torch.bool)
+
+    @staticmethod
+    def size(rows: int, probe: Sequence[Tensor]) -> int:
+        """Bytes of a table of so many rows; the probe is a batch of each output."""
+        return 4 * rows * sum(t[0].numel() for t in probe)
+
+    def look_up(
+        self, rows: Tensor, images: Tensor, compute: Callable[[Tensor], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """The columns' values in these rows [B]; `compute` gives them for images that were never asked for."""
         missing = (~self._filled[rows]).nonzero().squeeze(1)
         if len(missing):
             asked = missing if len(missing) > 1 else missing.expand(2)
-            output = self._compute(images[asked])
-            for column, values in zip(self._table, (output.logits, output.embedding, *output.features), strict=False):
+            for column, values in zip(self._columns, compute(images[asked]), strict=True):
                 column[rows[asked]] = values
             self._filled[rows[asked]] = True
-        logits, embedding, *features = (column[rows] for column in self._table)
-        return View(Output(logits=logits, embedding=embedding, features=tuple(features)), self.hint_index)
-
-    def _compute(self, images: Tensor) -> Output:
-        with torch.no_grad():
-            output: Output = self.network(images)
-        return output
+        return tuple(column[rows] for column in self._columns)
 
 
 def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:

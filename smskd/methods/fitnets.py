@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from smskd.methods.base import Method, View
 
-READS = frozenset({"features"})
+READS = frozenset({"hint"})
 WEIGHTS = {"fitnets": 100.0}
 
 

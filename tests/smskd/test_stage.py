@@ -296,12 +296,12 @@ def test_what_each_stage_reads_of_the_teacher() -> None:
         parsed = recipe.parse(text)
         return [training.reads(stage, parsed, first=k == 0) for k, stage in enumerate(parsed.stages)]
 
-    logits, features, embedding = (frozenset({name}) for name in ("logits", "features", "embedding"))
-    assert reads("ce>kd>fitnets>rkd") == [frozenset(), logits, features, embedding]
+    logits, hint, embedding = (frozenset({name}) for name in ("logits", "hint", "embedding"))
+    assert reads("ce>kd>fitnets>rkd") == [frozenset(), logits, hint, embedding]
     assert reads("ce>ce weighting=tcp") == [frozenset(), logits]
-    assert reads("fitnets>fitnets weighting=tcp_true") == [features, features | logits]
-    assert reads("fitnets>fitnets weighting=tcp anchor=none") == [features, features]
-    assert reads("fitnets>fitnets weighting=tcp lambda_base=0") == [features, features]
+    assert reads("fitnets>fitnets weighting=tcp_true") == [hint, hint | logits]
+    assert reads("fitnets>fitnets weighting=tcp anchor=none") == [hint, hint]
+    assert reads("fitnets>fitnets weighting=tcp lambda_base=0") == [hint, hint]
 
 
 # --- schedule
@@ -366,29 +366,39 @@ def test_a_table_and_a_live_teacher_train_the_same_student(bench: Bench, flip: b
     output = training.probe(bench.teacher.network, data).output
     narrow = 4 * len(data.train) * data.views * (output.logits.shape[1] + output.embedding.shape[1])
     digests = set()
-    for table_bytes, columns in ((0, 0), (narrow, 2), (TABLE_BYTES, 5)):
+    for table_bytes, ends, hints in ((0, False, False), (narrow, True, False), (TABLE_BYTES, True, True)):
         teacher = Teacher(bench.teacher.network, data, table_bytes=table_bytes)
-        assert len(teacher._table) == columns
+        assert (teacher._ends is not None, teacher._hints is not None) == (ends, hints)
         student, _ = train_all("kd+rkd>fitnets weighting=tcp", bench, teacher=teacher, data=data, epochs=8)
         digests.add(state_digest(student))
     assert len(digests) == 1
 
 
+def test_for_a_hint_the_teacher_runs_no_deeper(bench: Bench) -> None:
+    network = copy.deepcopy(bench.teacher.network)
+    deeper: Any = network.stages
+    for stage in deeper[network.hint_index + 1 :]:
+        stage.register_forward_hook(lambda *_: pytest.fail("the teacher ran deeper than its hint"))
+    teacher = Teacher(network, bench.data, table_bytes=0)
+    index, view = torch.arange(4), torch.zeros(4, dtype=torch.long)
+    images = bench.data.augmented(index, view)
+    hint = teacher(index, view, images, frozenset({"hint"})).hint
+    assert torch.equal(hint, bench.teacher.network(images).features[network.hint_index])
+    assert teacher.part(frozenset({"hint"})) is not network and teacher.part(frozenset({"logits", "hint"})) is network
+
+
 def test_a_single_missing_row_is_the_live_answer_bit_for_bit(bench: Bench) -> None:
     data = padded(bench.data, flip=True)
-    everything = frozenset({"logits", "embedding", "features"})
+    everything = frozenset({"logits", "embedding", "hint"})
     index, view = torch.arange(50), torch.arange(50) % data.views
     images = data.augmented(index, view)
     table, live = (Teacher(bench.teacher.network, data, table_bytes=size) for size in (TABLE_BYTES, 0))
     table(index[:49], view[:49], images[:49], everything)
     for _ in range(2):  # one row is missing, then none
-        answer, wanted = (t(index, view, images, everything).output for t in (table, live))
-        for a, b in zip(
-            (answer.logits, answer.embedding, *answer.features),
-            (wanted.logits, wanted.embedding, *wanted.features),
-            strict=True,
-        ):
-            assert torch.equal(a, b)
+        answer, wanted = (t(index, view, images, everything) for t in (table, live))
+        assert torch.equal(answer.hint, wanted.hint)
+        assert torch.equal(answer.output.logits, wanted.output.logits)
+        assert torch.equal(answer.output.embedding, wanted.output.embedding)
 
 
 # --- NaN
