@@ -1,7 +1,7 @@
 """What a distillation method is: weighted, named losses of a batch, and the parameters they need.
 
 A method's file has, beside its pure loss functions:
-    READS    which of the teacher's outputs it looks at: "logits", "embedding", "hint", "features"; the others may be empty
+    READS    which of the teacher's outputs it looks at: "logits", "embedding", "hint", "features"; others may be empty
     WEIGHTS  its published loss weights by name, which a pair may override
     build(student, teacher, weights) -> Method, where student and teacher are Output of a probe batch, for the shapes
 """

@@ -376,14 +376,14 @@ def test_a_table_and_a_live_teacher_train_the_same_student(bench: Bench, flip: b
 
 def test_for_a_hint_the_teacher_runs_no_deeper(bench: Bench) -> None:
     network = copy.deepcopy(bench.teacher.network)
-    deeper: Any = network.stages
-    for stage in deeper[network.hint_index + 1 :]:
-        stage.register_forward_hook(lambda *_: pytest.fail("the teacher ran deeper than its hint"))
     teacher = Teacher(network, bench.data, table_bytes=0)
+    stages: Any = network.stages
+    for stage in stages[teacher.hint_index + 1 :]:
+        stage.register_forward_hook(lambda *_: pytest.fail("the teacher ran deeper than its hint"))
     index, view = torch.arange(4), torch.zeros(4, dtype=torch.long)
     images = bench.data.augmented(index, view)
     hint = teacher(index, view, images, frozenset({"hint"})).hint
-    assert torch.equal(hint, bench.teacher.network(images).features[network.hint_index])
+    assert torch.equal(hint, bench.teacher.network(images).features[teacher.hint_index])
     assert teacher.part(frozenset({"hint"})) is not network and teacher.part(frozenset({"logits", "hint"})) is network
 
 
