@@ -7,6 +7,7 @@ subtraction of near-equal products loses nothing that float32 embeddings hold.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +32,7 @@ def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         A float32 scalar, the mean over all B x B pairs; 0 for a single sample.
     """
-    _check(student, teacher)
-    return F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher.detach())).float()
+    return _distance_loss(*_pairs_of_both(student, teacher))
 
 
 def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -45,42 +45,85 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         A float32 scalar, the mean over all B x B x B triplets; 0 for a single sample.
     """
-    _check(student, teacher)
-    return F.smooth_l1_loss(_cosines(student), _cosines(teacher.detach()))
+    return _angle_loss(*_pairs_of_both(student, teacher))
 
 
-def _check(student: Tensor, teacher: Tensor) -> None:
+class _Pairs(NamedTuple):
+    """Of a batch's embeddings, [B, B] each, float64: products, distances, and 1 / distance, 0 where that is none."""
+
+    gram: Tensor
+    distance: Tensor
+    inverse: Tensor
+
+
+def _pairs_of_both(student: Tensor, teacher: Tensor) -> tuple[_Pairs, _Pairs]:
     if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
         raise ValueError(
             f"embeddings must be [B, D] and [B, E] of one batch, but got {tuple(student.shape)} and "
             f"{tuple(teacher.shape)}"
         )
+    return _pairs(student), _pairs(teacher.detach())
 
 
-def _gram(embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gram matrix, distances, and where these are real ones; all [B, B]. A zero distance has gradient zero."""
+def _pairs(embedding: Tensor) -> _Pairs:
+    """A distance that is zero, or only rounding, has gradient zero."""
     x = embedding.double()
     gram = x @ x.T
     norms = gram.diagonal()
     squared = norms[:, None] + norms[None, :] - 2 * gram
     real = squared > _ROUNDING * (norms[:, None] + norms[None, :])
-    real = real & ~torch.eye(len(x), dtype=torch.bool, device=x.device)
-    distance = torch.where(real, squared, 1.0).sqrt() * real
-    return gram, distance, real
+    real.fill_diagonal_(False)
+    distance = torch.where(real, squared, 1.0).sqrt()
+    return _Pairs(gram, distance * real, real / distance)
 
 
-def _relative_distances(embedding: Tensor) -> Tensor:
-    _, distance, real = _gram(embedding)
-    mean = distance.sum() / real.sum().clamp(min=1)
-    return distance / torch.where(mean > 0, mean, 1.0)
+def _distance_loss(student: _Pairs, teacher: _Pairs) -> Tensor:
+    return F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher)).float()
 
 
-def _cosines(embedding: Tensor) -> Tensor:
-    """cos of the angle at i between j and k, [B, B, B] as (i, j, k); 0 where i is j or k, or they coincide."""
-    gram, distance, real = _gram(embedding)
-    inverse = real / torch.where(real, distance, 1.0)
-    at_i = gram[None, :, :] - gram[:, :, None] - gram[:, None, :] + gram.diagonal()[:, None, None]
-    return (at_i * inverse[:, :, None] * inverse[:, None, :]).float()
+def _relative_distances(pairs: _Pairs) -> Tensor:
+    mean = pairs.distance.sum() / (pairs.inverse > 0).sum().clamp(min=1)
+    return pairs.distance / torch.where(mean > 0, mean, 1.0)
+
+
+def _angle_loss(student: _Pairs, teacher: _Pairs) -> Tensor:
+    return cast(Tensor, _AngleLoss.apply(student.gram, student.inverse, _cosines(teacher.gram, teacher.inverse)))
+
+
+def _cosines(gram: Tensor, inverse: Tensor) -> Tensor:
+    """cos of the angle at i between j and k, [B, B, B] as (i, j, k), float32; 0 where i is j or k, or they coincide."""
+    from_i = gram - gram.diagonal()[:, None] / 2
+    at_i = (gram[None, :, :] - from_i[:, :, None]).sub_(from_i[:, None, :])
+    return at_i.mul_(inverse[:, :, None]).mul_(inverse[:, None, :]).float()
+
+
+class _AngleLoss(torch.autograd.Function):
+    """Smooth L1 between the student's cosines, from its gram and inverse [B, B], and given ones [B, B, B].
+
+    Autograd would keep and walk through eight [B, B, B] tensors, six of them in float64: half of an RKD step's time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gram: Tensor, inverse: Tensor, target: Tensor) -> Tensor:
+        cosines = _cosines(gram, inverse)
+        ctx.save_for_backward(inverse, cosines, target)
+        return F.smooth_l1_loss(cosines, target)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        inverse, cosines, target = ctx.saved_tensors
+        count = len(cosines)
+        slope = (cosines - target).clamp_(-1, 1)  # of the loss by each cosine, times their number; symmetric in j, k
+        # cos_ijk = at_ijk * inverse_ij * inverse_ik, so by inverse_ij: twice the sum over k of slope * cos / inverse_ij
+        by_inverse = 2 * (slope * cosines).sum(dim=2).double() * torch.where(inverse > 0, 1 / inverse, 0.0)
+        # at_ijk = gram_jk - gram_ij - gram_ik + gram_ii; the largest inverse is taken out, since float32 is narrow
+        largest = inverse.amax().clamp(min=torch.finfo(inverse.dtype).tiny)
+        relative = (inverse / largest).float()
+        by_at = slope.mul_(relative[:, :, None]).mul_(relative[:, None, :])
+        by_row = by_at.sum(dim=2)
+        by_gram = by_at.sum(dim=0) - 2 * by_row + torch.diag(by_row.sum(dim=1))
+        scale = grad.double() / count**3
+        return by_gram.double() * (largest**2 * scale), by_inverse * scale, None
 
 
 class RKD(Method):
@@ -92,10 +135,10 @@ class RKD(Method):
         self.angle_weight = angle_weight
 
     def forward(self, student: View, teacher: View, labels: Tensor) -> dict[str, Tensor]:
-        embeddings = student.output.embedding, teacher.output.embedding
+        pairs = _pairs_of_both(student.output.embedding, teacher.output.embedding)
         return {
-            "rkd_distance": self.distance_weight * distance_loss(*embeddings),
-            "rkd_angle": self.angle_weight * angle_loss(*embeddings),
+            "rkd_distance": self.distance_weight * _distance_loss(*pairs),
+            "rkd_angle": self.angle_weight * _angle_loss(*pairs),
         }
 
 
