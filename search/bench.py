@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from smskd import cost, models, pipeline
+from smskd.pipeline import Bench
 
-def describe(pipeline_settings: dict[str, Any], cpus: float, latency: bool) -> dict[str, Any]:
-    """Facts of the bench, as run.json has them; trains the teacher, if the store lacks it.
+
+def describe(bench: Bench, *, latency: bool) -> dict[str, Any]:
+    """Facts of the bench, as run.json has them.
 
     latency: measure the student's, in milliseconds; otherwise None.
     """
-    import torch
-
-    from smskd import cost, models, pipeline
-
-    torch.set_num_threads(max(1, int(cpus)))
-    bench = pipeline.prepare(**pipeline_settings)
     data = bench.data
     student = models.build(bench.pair.student.name, num_classes=data.classes, in_channels=data.channels).to(
         bench.device

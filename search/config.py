@@ -7,13 +7,14 @@ import functools
 import hashlib
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import spaces
-from smskd import cli, methods, names, pairs
+from smskd import cli, datasets, methods, names, pairs
 from smskd.recipe import ANCHORS, WEIGHTINGS, Stage, make
 from spaces import Menu
 
@@ -35,7 +36,7 @@ class Config:
 
     space: str = cli.key("stage_order", "what is searched; the spaces are listed below")
     pair: str = cli.key("tiny", "teacher and student: " + ", ".join(pairs.PAIRS))
-    data: str = cli.key("digits", "data set: " + ", ".join(names.DATASETS))
+    data: str = cli.key("digits", "data set: " + ", ".join(datasets.NAMES))
     methods: list[str] = dataclasses.field(
         default_factory=lambda: ["kd", "fitnets", "rkd"],
         metadata={"help": "what a stage can be: " + ", ".join(methods.available()) + ", joint ones as kd+rkd"},
@@ -73,7 +74,7 @@ class Config:
     def __post_init__(self) -> None:
         names.check("space", self.space, spaces.available())
         names.check("pair", self.pair, pairs.PAIRS)
-        names.check("data", self.data, names.DATASETS)
+        datasets.check(self.data, data_dir=self.data_dir, image_size=self.image_size)
         names.check("cost", self.cost, COSTS)
         if self.sampler is not None:
             names.check("sampler", self.sampler, SAMPLERS)
@@ -99,10 +100,18 @@ class Config:
             raise ValueError(f"cpus > 0 must hold, but got cpus={self.cpus:g}")
         if self.teacher is not None and self.teacher_epochs is not None:
             raise ValueError("teacher= names finished weights, so teacher_epochs= has no use; leave one of them out")
-        if self.image_size is not None and self.data != "folder":
-            raise ValueError(f"image_size= is for data=folder alone; data={self.data} has images of a fixed size")
-        if self.data_dir is not None and self.data == "digits":
-            raise ValueError("data=digits comes with scikit-learn and has no files; leave data_dir= out")
+
+    def check_resources(self, *, cores: float, gpus: float) -> None:
+        """Refuse trials that could never start.
+
+        Raises:
+            ValueError: a trial asks for more than there is.
+        """
+        for name, asked, there in (("cpus", self.cpus, cores), ("gpus", self.gpus or 0, gpus)):
+            if asked > there:
+                raise ValueError(
+                    f"{name} <= {there:g}, what there is, must hold for one trial, but got {name}={asked:g}"
+                )
 
     @property
     def menu(self) -> Menu:
@@ -146,6 +155,11 @@ class Config:
         paths = {k: str(Path(v).absolute()) if (v := getattr(self, k)) else None for k in ("data_dir", "teacher")}
         plain = {k: getattr(self, k) for k in ("pair", "data", "train_size", "image_size", "teacher_epochs")}
         return plain | paths | {"store": str(Path(self.store).absolute())}
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def parse(argv: Sequence[str]) -> Config:

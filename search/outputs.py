@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -14,13 +13,13 @@ from typing import Any
 
 import pandas as pd
 
-from reports import build, front, results
+from reports import front, results
 from reports.recipe_file import recipe_yaml
-from search.config import Config
+from search.config import Config, cores
 from search.study import Record
 from smskd import pairs
 from smskd.recipe import Recipe
-from smskd.store import WEIGHTS, Store
+from smskd.store import Store
 
 Settled = Mapping[str, tuple[Recipe, list[Record]]]
 _PACKAGES = ("torch", "torchvision", "ray", "optuna", "pandas")
@@ -77,6 +76,8 @@ def write(
     config: Config, bench: Mapping[str, Any], search: Settled, confirm: Settled, facts: Mapping[str, Any]
 ) -> pd.DataFrame:
     """Write all files of the run, and return the summary. `facts` go into run.json as they are."""
+    from reports import build  # draws figures, which takes long to import; here a search has long begun
+
     folder = config.folder
     results.write(rows(config, bench, search, confirm), folder)
     table = front.summarise(results.read(folder), config.cost)
@@ -103,7 +104,7 @@ def write(
         | {"python": platform.python_version()},
         "machine": {
             "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": cores(),
             "gpus": [bench["environment"]["device"]] if "cuda" in bench["environment"] else [],
         },
         "commit": _commit(),
@@ -131,10 +132,10 @@ def _write_student(config: Config, bench: Mapping[str, Any], recipe: Recipe, rec
     note = config.folder / "student.json"
     if place.is_file() and note.is_file() and json.loads(note.read_text()).get("key") == key:
         return
-    store = Store(Path(config.store))
-    if store.get(key) is None:
+    verified = Store(Path(config.store)).verified(key)
+    if verified is None:
         return  # somebody emptied the store: the student of an earlier writing stays, if there is one
-    results.write_atomically(place, (store.path(key) / WEIGHTS).read_bytes())
+    results.write_atomically(place, verified[1])
     told = {
         "network": bench["student"]["name"],
         "recipe": str(recipe),

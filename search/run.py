@@ -11,15 +11,16 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import filelock
 from rich.console import Console
 
 from search import config as configs
 from search.config import Config
-from search.progress import closing
-from search.session import Session
-from smskd.store import Store
+
+if TYPE_CHECKING:
+    from search.session import Session
 
 DONE, BAD_INPUT, WITH_FAILURES, NOTHING, INTERRUPTED = 0, 2, 3, 4, 130
 
@@ -33,6 +34,8 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         config = configs.parse(argv)
+        from search.session import Session  # Optuna and pandas take long to import: wrong arguments are refused before
+
         with _held(config):
             session = Session(config, console)
             try:
@@ -54,6 +57,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _end(session: Session, console: Console) -> int:
+    from search.progress import closing
+
     summary = session.write(finished=True)
     assert summary is not None, "a session that worked knows its bench"
     closing(console, session.config, summary, trained=session.stage_runs, failed=session.failed)
@@ -74,6 +79,8 @@ def _held(config: Config) -> Iterator[None]:
             (place / ".writable").unlink()
         except OSError as error:
             raise ValueError(f"{key}={place} can't be written to: {error.strerror}; choose another folder") from None
+    from smskd.store import Store
+
     try:
         with filelock.FileLock(config.folder / ".lock", timeout=0):
             Store(Path(config.store)).sweep()

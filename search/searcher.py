@@ -1,4 +1,4 @@
-"""Ray's side of a search: the trainable, a thin Searcher over a queue of (recipe, seed), and one fit() at a time.
+"""Ray's side of a search, on the driver: a thin Searcher over a queue of (recipe, seed), and one fit() at a time.
 
 Tune's own restore is not used: the study and the store of stages are the state, so going on is running again.
 """
@@ -11,37 +11,25 @@ import logging
 import os
 import secrets
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-# Ray and Tune read these when they are imported.
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "1000")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
 import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from search import bench
-from search.config import Config
+from search import trainable
+from search.config import Config, cores
 from search.progress import Progress
 from search.study import Asked, Record, Study
-from smskd.recipe import parse
 
 # A worker that dies (killed, out of memory, node lost) is started again this often; its finished stages are kept.
 WORKER_RETRIES = 2
 # Fits of Tune in all, where one was ended by Ray and not by its jobs.
 FITS = 3
-_REPORT_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,22 +152,31 @@ class _Relay(tune.Callback):
 class QueueSearcher(Searcher):
     """Tune asks it for the next trial and tells it what came of each."""
 
-    def __init__(self, source: Source, on_end: Callable[[Job, Record, int], None]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        known_bench: Callable[[], str | None],
+        on_bench: Callable[[dict[str, Any]], None],
+        on_end: Callable[[Job, Record, int], None],
+    ) -> None:
+        """known_bench: the teacher's digest, if it is known. on_bench: called with the first description of it."""
         super().__init__()
-        self._source, self._on_end = source, on_end
+        self._source, self._known_bench, self._on_bench, self._on_end = source, known_bench, on_bench, on_end
         self._jobs: dict[str, Job] = {}
+        # why no further trial may start: what went wrong would go wrong in each
+        self.problem: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher, for the restore that is not used; a study and a live display can't be."""
         return {}
 
     def suggest(self, trial_id: str) -> Any:
-        job = self._source.next()
+        job = None if self.problem else self._source.next()
         if job is None:
             # None means "later", and with nothing running Tune would wait for long.
-            return Searcher.FINISHED if self._source.exhausted() else None
+            return Searcher.FINISHED if self.problem or self._source.exhausted() else None
         self._jobs[trial_id] = job
-        return {"recipe": job.recipe, "seed": job.seed, "test": job.test}
+        return {"recipe": job.recipe, "seed": job.seed, "test": job.test, "describe": self._known_bench() is None}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         job = self._jobs.pop(trial_id, None)
@@ -188,9 +185,23 @@ class QueueSearcher(Searcher):
         told = (result or {}).get("outcome")
         if error or told is None:
             cause = f"the worker died {WORKER_RETRIES + 1} times (killed, out of memory, or its node was lost)"
-            record, trained = failure(job.seed, cause), 0
-        else:
-            record, trained = json.loads(told)
+            self._end(job, trainable.failure(job.seed, cause), 0)
+            return
+        outcome = json.loads(told)
+        if "problem" in outcome:
+            self.problem = self.problem or outcome["problem"]
+            return
+        if self._known_bench() is None:
+            self._on_bench(outcome["bench"])
+        if outcome["teacher"] != self._known_bench():
+            self.problem = (
+                "the teacher isn't the one this run began with (the code, the library or its file has changed since), "
+                "and results of two teachers can't stand in one table; choose another folder with out="
+            )
+            return
+        self._end(job, outcome["record"], outcome["trained"])
+
+    def _end(self, job: Job, record: Record, trained: int) -> None:
         self._source.take(job, record)
         self._on_end(job, record, trained)
 
@@ -201,61 +212,6 @@ class QueueSearcher(Searcher):
         """Never called: restoring is not how a search goes on."""
 
 
-def failure(seed: int, cause: str) -> Record:
-    """The record of a trial that failed."""
-    return {"seed": seed, "status": "failed", "error": cause, "params": None, "stages": [], "test_accuracy": None}
-
-
-def train(config: dict[str, Any]) -> None:
-    """The trainable: one recipe, one seed, through the pipeline; reports its progress and, last, its outcome.
-
-    An exception of the training is an outcome too: it would be the same the next time, so Ray needn't try again.
-    """
-    import torch
-
-    from smskd import pipeline
-
-    torch.set_num_threads(max(1, int(config["cpus"])))
-    recipe, seed = config["recipe"], config["seed"]
-    stages_wanted = len(parse(recipe).stages)
-    # stage: the one at work, from 1
-    place: dict[str, Any] = {"stage": 1, "epoch": 0, "epochs": 0, "val_accuracy": None, "reused": 0}
-    told = time.monotonic()
-    trained = 0
-
-    def on_epoch(stage: int, epoch: int, epochs: int) -> None:
-        nonlocal told
-        if time.monotonic() - told >= _REPORT_EVERY_S:
-            told = time.monotonic()
-            place.update(stage=stage, epoch=epoch, epochs=epochs)
-            tune.report(dict(place))
-
-    def on_stage(number: int, result: pipeline.StageResult) -> None:
-        nonlocal trained
-        trained += result.trained
-        place.update(stage=min(number + 1, stages_wanted), epoch=0, val_accuracy=result.val_accuracy)
-        if not result.trained:
-            place["reused"] = number
-
-    record: Record
-    try:
-        result = pipeline.run(
-            recipe, seed=seed, epochs=config["epochs"], on_stage=on_stage, on_epoch=on_epoch, **config["pipeline"]
-        )
-        stages: Any = [
-            {k: getattr(s, k) for k in ("key", "val_accuracy", "train_flops", "device_seconds")} for s in result.stages
-        ]
-        test = pipeline.test_accuracy(result, pipeline.prepare(**config["pipeline"])) if config["test"] else None
-        record = {
-            "seed": seed, "status": "complete", "error": None, "params": result.params, "stages": stages,
-            "test_accuracy": test,
-        }  # fmt: skip
-    except Exception as error:  # whatever it is, it is this trial's result, with its cause
-        where = f"stage {place['stage']} of {stages_wanted}"
-        record = failure(seed, f"{where}: {type(error).__name__}: {error}")
-    tune.report({"outcome": json.dumps([record, trained])})  # as text, since Tune flattens what it is given
-
-
 def fit(
     source: Source,
     *,
@@ -263,23 +219,29 @@ def fit(
     cpus: float,
     gpus: float,
     progress: Progress,
+    known_bench: Callable[[], str | None],
+    on_bench: Callable[[dict[str, Any]], None],
     on_end: Callable[[Job, Record, int], None],
 ) -> None:
     """Run all jobs of a source to their end. Ray is initialised.
+
+    known_bench, on_bench: as in QueueSearcher. on_end: called with each job, its record, and how many stages it
+    trained.
 
     Ray's memory monitor and a lost head end a whole fit(). A fresh one then goes on with the jobs that ran, a bounded
     number of times.
 
     Raises:
-        RuntimeError: the last fit() was ended so, too; with what ended it.
+        RuntimeError: data or teacher can't be had, or aren't those the run began with; or the last fit() was ended so,
+            too, with what ended it.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by `on_end`, each in one line
     for left in reversed(range(FITS)):
         try:
             with tempfile.TemporaryDirectory(prefix="smskd-tune-") as scratch:
-                search = QueueSearcher(source, on_end)
+                search = QueueSearcher(source, known_bench, on_bench, on_end)
                 tune.Tuner(
-                    tune.with_resources(train, {"cpu": cpus, "gpu": gpus}),
+                    tune.with_resources(trainable.train, {"cpu": cpus, "gpu": gpus}),
                     param_space={"cpus": cpus, **settings},
                     tune_config=tune.TuneConfig(search_alg=search, num_samples=-1, reuse_actors=True),
                     run_config=tune.RunConfig(
@@ -294,6 +256,8 @@ def fit(
                 raise RuntimeError(
                     f"Ray ended the search {FITS} times, at last with {type(error).__name__}: {error}"
                 ) from error
+        if search.problem:
+            raise RuntimeError(search.problem)
         if source.exhausted():
             return
         source.again()
@@ -326,22 +290,6 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def check_resources(config: Config, *, cores: float, gpus: float) -> None:
-    """Refuse trials that could never start.
-
-    Raises:
-        ValueError: a trial asks for more than there is.
-    """
-    for name, asked, there in (("cpus", config.cpus, cores), ("gpus", config.gpus or 0, gpus)):
-        if asked > there:
-            raise ValueError(f"{name} <= {there:g}, what there is, must hold for one trial, but got {name}={asked:g}")
-
-
 def gpus_per_trial(config: Config) -> float:
     """As asked for; else one if the cluster has any.
 
@@ -349,20 +297,5 @@ def gpus_per_trial(config: Config) -> float:
         ValueError: a trial asks for more than the cluster has.
     """
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    check_resources(config, cores=there.get("CPU", 0), gpus=there.get("GPU", 0))
+    config.check_resources(cores=there.get("CPU", 0), gpus=there.get("GPU", 0))
     return min(1.0, there.get("GPU", 0.0)) if config.gpus is None else config.gpus
-
-
-def describe_bench(settings: dict[str, Any], config: Config, gpus: float) -> dict[str, Any]:
-    """bench.describe on a worker, with the resources of a trial; trains the teacher, if the store lacks it.
-
-    Raises:
-        RuntimeError: that failed, with the cause.
-    """
-    task = ray.remote(num_cpus=config.cpus, num_gpus=gpus, max_retries=WORKER_RETRIES)(bench.describe)
-    try:
-        described: dict[str, Any] = ray.get(task.remote(settings, config.cpus, config.cost == "latency"))
-    except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        raise RuntimeError(f"the teacher can't be prepared: {type(cause).__name__}: {cause}") from None
-    return described

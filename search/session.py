@@ -14,10 +14,10 @@ from rich.console import Console
 import spaces
 from reports.front import COSTS
 from search import outputs
-from search.config import Config
+from search.config import Config, cores
 from search.progress import FrontLine, Progress, cost_text
 from search.study import Record, Study
-from smskd import pairs
+from smskd import datasets, pairs
 from smskd.recipe import Recipe, parse
 from smskd.store import Store
 
@@ -66,26 +66,35 @@ class Session:
         Raises:
             ValueError: one of them is missing or doesn't fit the pair, or this machine hasn't the cores or GPUs.
         """
-        import torch
+        config, pair = self.config, pairs.get(self.config.pair)
+        built_in = datasets.BUILT_IN.get(config.data)
+        if built_in is not None and config.teacher is None:  # no need for torch, which takes seconds to import
+            pairs.check_images(pair, height=built_in.side, width=built_in.side)
+            if config.train_size is not None:
+                datasets.check_train_size(
+                    config.data, config.train_size, classes=built_in.classes, count=built_in.train
+                )
+        else:
+            from smskd import models, pipeline, teacher
 
-        from search import searcher
-        from smskd import models, pipeline, teacher
+            settings = config.pipeline
+            data = pipeline.load_data(
+                pair, **{k: settings[k] for k in ("data", "data_dir", "train_size", "image_size")}
+            )
+            if config.teacher is not None:
+                network = models.build(pair.teacher.name, num_classes=data.classes, in_channels=data.channels)
+                teacher.read_weights(Path(config.teacher), network)
+        if config.address is None and (config.cpus > cores() or config.gpus):
+            import torch
 
-        settings = self.config.pipeline
-        pair = pairs.get(self.config.pair)
-        data = pipeline.load_data(pair, **{k: settings[k] for k in ("data", "data_dir", "train_size", "image_size")})
-        if settings["teacher"] is not None:
-            network = models.build(pair.teacher.name, num_classes=data.classes, in_channels=data.channels)
-            teacher.read_weights(Path(settings["teacher"]), network)
-        if self.config.address is None:
-            searcher.check_resources(self.config, cores=searcher.cores(), gpus=torch.cuda.device_count())
+            config.check_resources(cores=cores(), gpus=torch.cuda.device_count())
 
     def work(self) -> None:
         """Search, freeze the front, confirm it. Starts Ray, and stops it.
 
         Raises:
             ValueError: the cluster can't be reached, or hasn't the cores or GPUs for one trial.
-            RuntimeError: the teacher can't be trained.
+            RuntimeError: data or teacher can't be had, or aren't those that the run began with; or nothing finished.
         """
         from search import searcher
 
@@ -93,14 +102,9 @@ class Session:
             gpus = searcher.gpus_per_trial(self.config)
             settings = self.config.pipeline | {"device": "cuda" if gpus else "cpu"}
             if self._bench is None:
-                self._say("preparing the data and the teacher")
-            bench = searcher.describe_bench(settings, self.config, gpus)
-            if self._bench is None:
-                self.study.note(_BENCH, bench)
-                self._bench = bench
-            teacher = self._known_bench["teacher"]
-            accuracy = f"{100 * teacher['val_accuracy']:.2f} % on validation"
-            self._say(f"teacher {teacher['name']}, {teacher['source']}: {accuracy}")
+                self._say("preparing the data and the teacher, before the first trial")
+            else:
+                self._say_teacher()
             if not self.study.complete():
                 self._fit(searcher.StudySource(self.study, self.config.search_seeds), "search", settings, gpus)
             jobs = [
@@ -108,6 +112,9 @@ class Session:
             ]
             if jobs:
                 self._fit(searcher.ListSource(jobs, self._keep), "confirm", settings, gpus)
+        if self._bench is None:
+            causes = {record["error"] for _, records in self.study.settled.values() for record in records}
+            raise RuntimeError(f"nothing finished: {'; '.join(sorted(map(str, causes)))}")
 
     def write(self, *, finished: bool) -> pd.DataFrame | None:
         """Write the run's files; the summary of its recipes, or None if nothing is known yet."""
@@ -162,8 +169,8 @@ class Session:
     def _fit(self, source: Source, phase: str, settings: dict[str, Any], gpus: float) -> None:
         from search import searcher
 
-        student, teacher = (self._known_bench[role]["name"] for role in ("student", "teacher"))
-        title = f"{phase} · {teacher} → {student} on {self.config.data}"
+        pair = pairs.get(self.config.pair)
+        title = f"{phase} · {pair.teacher.name} → {pair.student.name} on {self.config.data}"
 
         def ended(job: Job, record: Record, trained: int) -> None:
             self._trained[phase] += trained
@@ -174,14 +181,36 @@ class Session:
         ) as progress:
             searcher.fit(
                 source,
-                settings={"pipeline": settings, "epochs": self.config.epochs},
+                settings={
+                    "pipeline": settings,
+                    "epochs": self.config.epochs,
+                    "latency": self.config.cost == "latency",
+                },
                 cpus=self.config.cpus,
                 gpus=gpus,
                 progress=progress,
+                known_bench=self._teacher_digest,
+                on_bench=self._meet,
                 on_end=ended,
             )
 
+    def _teacher_digest(self) -> str | None:
+        return None if self._bench is None else str(self._bench["teacher"]["digest"])
+
+    def _meet(self, bench: dict[str, Any]) -> None:
+        """Keep what the first trial says of data and teacher."""
+        self.study.note(_BENCH, bench)
+        self._bench = bench
+        self._say_teacher()
+
+    def _say_teacher(self) -> None:
+        teacher = self._known_bench["teacher"]
+        accuracy = f"{100 * teacher['val_accuracy']:.2f} % on validation"
+        self._say(f"teacher {teacher['name']}, {teacher['source']}: {accuracy}")
+
     def _front_lines(self) -> list[FrontLine]:
+        if self._bench is None:
+            return []
         table = outputs.summary(self.config, self._known_bench, self.study.settled)
         return [
             FrontLine(

@@ -21,12 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smskd import names
+from smskd import datasets
 
 # torchvision and scikit-learn take seconds to import; they are imported where they read or split.
 
-DATA_DIR = Path("runs/data")
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 # In standard deviations of the clean pixels. Enough that a small student trails its teacher by some six points.
 DIGITS_NOISE = 0.5
 _SPLIT_SEED = 0
@@ -152,7 +150,7 @@ def load(
     """Read a data set by name.
 
     Args:
-        name: one of smskd.names.DATASETS.
+        name: one of smskd.datasets.NAMES.
         data_dir: the folder that holds its files; None: runs/data, where a missing set is downloaded to.
         train_size: keep this many training images, stratified by class; None: all.
         image_size: for `folder`, resize images to this many pixels a side; None: they have one size already.
@@ -163,20 +161,13 @@ def load(
     Raises:
         ValueError: no such set, it isn't there and can't be had, or a setting doesn't fit it; one line says the mend.
     """
-    names.check("data", name, names.DATASETS)
-    if image_size is not None and name != "folder":
-        raise ValueError(f"image_size= is for data=folder alone, but data={name} has images of a fixed size")
-    if data_dir is not None and name == "digits":
-        raise ValueError("data_dir= has no use with data=digits, which comes with scikit-learn: leave it out")
+    datasets.check(name, data_dir=data_dir, image_size=image_size)
     reader = _READERS[name]
     data = reader(data_dir, image_size) if name == "folder" else reader(data_dir)
     if train_size is None:
         return data
     count = len(data.train)
-    if not data.classes <= train_size <= count:
-        raise ValueError(
-            f"train_size must be from {data.classes} (one a class) to {count} for data={name}, but got {train_size}"
-        )
+    datasets.check_train_size(name, train_size, classes=data.classes, count=count)
     kept = data.train if train_size == count else data.train.take(_stratified(data.train.labels, count - train_size)[0])
     return replace(data, train=kept, fingerprint="")
 
@@ -237,15 +228,14 @@ def _fashion_mnist(data_dir: Path | None) -> Data:
     """Zalando's 70,000 articles, 28 x 28 grey: torchvision's folder, or one with the four .gz files, as in Debian."""
     import torchvision.datasets
 
-    places = [data_dir] if data_dir else [DATA_DIR, DEBIAN_FASHION_MNIST]
+    places = datasets.places("fashion_mnist", data_dir)
     for place in places:
         if (place / "FashionMNIST" / "raw").is_dir():
             return _fashion_mnist_from(place)
         if (place / "train-images-idx3-ubyte.gz").is_file():
             return _fashion_mnist_unpacked(place)
-    root = data_dir or DATA_DIR
-    _download("fashion_mnist", torchvision.datasets.FashionMNIST, root, places)
-    return _fashion_mnist_from(root)
+    _download("fashion_mnist", torchvision.datasets.FashionMNIST, places)
+    return _fashion_mnist_from(places[0])
 
 
 def _fashion_mnist_unpacked(place: Path) -> Data:
@@ -295,13 +285,12 @@ def _cifar(data_dir: Path | None, *, name: str) -> Data:
         key, classes = "labels", 10
         mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
         archive = "CIFAR10"
-    root = data_dir or DATA_DIR
-    places = [root / folder, root]
-    found = next((p for p in places if (p / train_files[0]).is_file()), None)
+    (root,) = datasets.places(name, data_dir)
+    found = next((p for p in (root / folder, root) if (p / train_files[0]).is_file()), None)
     if found is None:
         import torchvision.datasets
 
-        _download(name, getattr(torchvision.datasets, archive), root, places)
+        _download(name, getattr(torchvision.datasets, archive), [root])
         found = root / folder
     train = _cifar_split(name, [found / file for file in train_files], key)
     test = _cifar_split(name, [found / test_file], key)
@@ -347,10 +336,7 @@ def _folder(data_dir: Path | None, image_size: int | None) -> Data:
 
     With train/, val/ and test/ all three are used as they are; with two, validation is carved from train/.
     """
-    if data_dir is None:
-        raise ValueError(
-            "data=folder needs data_dir=, a folder with train/CLASS/image files, and test/ or val/ beside it"
-        )
+    assert data_dir is not None, "datasets.check asks for it"
     parts = {part: data_dir / part for part in ("train", "val", "test") if (data_dir / part).is_dir()}
     if "train" not in parts or len(parts) < 2:
         raise ValueError(
@@ -410,9 +396,9 @@ def _read_folder(place: Path, image_size: int | None) -> tuple[Split, list[str]]
     return Split(images=stacked, labels=torch.tensor(listing.targets)), listing.classes
 
 
-def _download(name: str, fetch: Callable[..., Any], root: Path, places: list[Path]) -> None:
+def _download(name: str, fetch: Callable[..., Any], places: list[Path]) -> None:
     try:
-        fetch(str(root), download=True)
+        fetch(str(places[0]), download=True)
     except (OSError, RuntimeError) as error:
         looked = " and ".join(str(p) for p in places)
         debian = " (or install Debian's package dataset-fashion-mnist)" if name == "fashion_mnist" else ""

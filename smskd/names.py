@@ -5,9 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-# Here and not with their readers, so that a wrong name is refused before torch is imported.
-DATASETS = ("digits", "cifar100", "cifar10", "fashion_mnist", "folder")
-
 
 def check(kind: str, name: str, valid: Iterable[str]) -> str:
     """Return `name` if it is among `valid`.

@@ -17,11 +17,13 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
-import safetensors.torch
-from torch import Tensor
+import safetensors
+
+if TYPE_CHECKING:  # a search's driver looks into the store and needs no torch
+    from torch import Tensor
 
 WEIGHTS = "weights.safetensors"
 MANIFEST = "manifest.json"
@@ -88,6 +90,17 @@ class Store:
 
         An entry that fails verification is set aside (in `aside/`, for whoever wants to look) and counts as absent.
         """
+        import safetensors.torch
+
+        verified = self.verified(key)
+        if verified is None:
+            return None
+        manifest, content = verified
+        weights = safetensors.torch.load(content)
+        return Entry(key=key, weights=weights, digest=manifest["weights"], facts=manifest["facts"])
+
+    def verified(self, key: str) -> tuple[dict[str, Any], bytes] | None:
+        """The manifest and the file of weights of this key, as get() has them."""
         place = self.path(key)
         if not place.is_dir():
             return None
@@ -108,6 +121,8 @@ class Store:
         Raises:
             OSError: it can't be written (disk full, no permission); the store is as before.
         """
+        import safetensors.torch
+
         content = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
         digest = hashlib.sha256(content).hexdigest()
         manifest = {"key": key, "identity": identity, "weights": digest, "facts": facts, "written": time.time()}
@@ -138,7 +153,7 @@ class Store:
         return sorted((self.root / "partial").glob(f"{key}.*"))
 
 
-def _read(place: Path, key: str) -> Entry:
+def _read(place: Path, key: str) -> tuple[dict[str, Any], bytes]:
     manifest = json.loads((place / MANIFEST).read_bytes())
     if not isinstance(manifest, dict):
         raise ValueError(f"{place / MANIFEST} must hold an object, but holds {type(manifest).__name__}")
@@ -150,7 +165,10 @@ def _read(place: Path, key: str) -> Entry:
     content = (place / WEIGHTS).read_bytes()
     if hashlib.sha256(content).hexdigest() != manifest["weights"]:
         raise ValueError(f"{place / WEIGHTS} was changed after it was written")
-    return Entry(key=key, weights=safetensors.torch.load(content), digest=manifest["weights"], facts=manifest["facts"])
+    if not isinstance(manifest["facts"], dict):
+        raise ValueError(f"{place / MANIFEST} holds no facts")
+    safetensors.deserialize(content)  # type: ignore[no-untyped-call]  # its header; the digest holds, so what is wrong here was written so
+    return manifest, content
 
 
 def _write_synced(path: Path, content: bytes) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from smskd import cli, methods, names, pairs
+from smskd import cli, datasets, methods, names, pairs
 from smskd.recipe import ANCHORS, WEIGHTINGS, Recipe, make, parse
 
 DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 4, 130
@@ -29,7 +29,7 @@ class Config:
     weighting: str | None = cli.key(None, "weight of the anchor: " + ", ".join(WEIGHTINGS) + " (default: the recipe's)")
     lambda_base: float | None = cli.key(None, "largest weight of the anchor (default: the recipe's)")
     pair: str = cli.key("tiny", "teacher and student: " + ", ".join(pairs.PAIRS))
-    data: str = cli.key("digits", "data set: " + ", ".join(names.DATASETS))
+    data: str = cli.key("digits", "data set: " + ", ".join(datasets.NAMES))
     epochs: int | None = cli.key(None, "epochs per stage (default: the pair's own)")
     seed: int = cli.key(0, "of the training")
     teacher: str | None = cli.key(
@@ -75,7 +75,7 @@ def _read(argv: Sequence[str]) -> tuple[Config, Recipe]:
     else:
         config = given
     names.check("pair", config.pair, pairs.PAIRS)
-    names.check("data", config.data, names.DATASETS)
+    datasets.check(config.data, data_dir=config.data_dir, image_size=config.image_size)
     if config.threads < 1:
         raise ValueError(f"threads >= 1 must hold, but got threads={config.threads}")
     if config.seed < 0:

@@ -39,9 +39,20 @@ def test_forbidden_imports(package: str, forbidden: set[str]) -> None:
     assert {name: found & forbidden for name, found in imported.items() if found & forbidden} == {}
 
 
-@pytest.mark.parametrize("module", ["search.config", "spaces", "smskd.recipe", "smskd.pairs"])
-def test_import_is_light(module: str) -> None:
-    code = f"import sys, {module}; print(sorted({{'torch', 'ray'}} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("search.run", {"torch", "ray", "optuna", "pandas", "altair"}),
+        ("search.session", {"torch", "ray", "altair"}),
+        ("search.trainable", {"torch", "optuna", "altair", "reports"}),
+        ("spaces", {"torch", "ray"}),
+        ("smskd.recipe", {"torch", "ray"}),
+        ("smskd.pairs", {"torch", "ray"}),
+        ("smskd.train", {"torch", "ray"}),
+    ],
+)
+def test_import_is_light(module: str, heavy: set[str]) -> None:
+    code = f"import sys, {module}; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
+
+from smskd import models
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["methods=[kd,rkd]", "train_size=100", "epochs=1", "seeds=2", "confirm=1", "teacher_epochs=1"]
@@ -19,7 +25,11 @@ SAME = ["recipe", "recipe_id", "seed", "phase", "status", "val_accuracy", "test_
 
 
 def command(out: Path, store: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "search.run", *SMALL, f"out={out}", f"store={store}", *more]
+    """The small search, with some of its words replaced; `key=` alone leaves one out."""
+    replaced = {word.partition("=")[0] for word in more}
+    kept = [word for word in SMALL if word.partition("=")[0] not in replaced]
+    given = [word for word in more if not word.endswith("=")]
+    return [sys.executable, "-m", "search.run", *kept, f"out={out}", f"store={store}", *given]
 
 
 def search(out: Path, store: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -99,6 +109,116 @@ def test_killed_driver_goes_on_and_ends_with_the_same_table(done: tuple[Path, Pa
         assert (store / "entries" / name[:2] / name / "manifest.json").stat().st_mtime_ns == written
     # the teacher is one of the entries; the killed driver's workers may have finished one more stage each
     assert json.loads((out / "run.json").read_text())["stage_runs"] <= 8 - (len(finished) - 1)
+
+
+def exploding_teacher(path: Path) -> Path:
+    """A teacher whose weights are finite and whose logits aren't: `kd` turns NaN, `rkd` doesn't look at them."""
+    torch.manual_seed(0)
+    weights = models.build("tiny_teacher", num_classes=10, in_channels=1).state_dict()
+    weights["classifier.weight"] = torch.full_like(weights["classifier.weight"], 3e38)
+    save_file(weights, path)
+    return path
+
+
+def test_a_trial_that_turns_nan_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = ["teacher_epochs=", f"teacher={exploding_teacher(tmp_path / 'teacher.safetensors')}"]
+    result = search(out, tmp_path / "store", *words, "max_stages=1")
+    assert result.returncode == 3, result.stdout + result.stderr
+    assert "failed kd, seed 0: stage 1 of 1: Diverged: the loss is not finite in epoch 1 of 1" in result.stdout
+    rows = pd.read_parquet(out / "results.parquet").set_index("recipe")
+    assert set(rows.loc[["kd"], "status"]) == {"failed"} and rows.loc[["kd"], "val_accuracy"].isna().all()
+    assert rows.loc[["kd"], "error"].str.contains("Diverged").all()
+    assert set(rows.loc[["rkd"], "status"]) == {"complete"}
+    assert set(pd.read_csv(out / "front.csv")["recipe"]) == {"rkd"}
+    assert json.loads((out / "run.json").read_text())["failed"] == 2
+
+
+def test_nothing_finished(tmp_path: Path) -> None:
+    words = ["teacher_epochs=", f"teacher={exploding_teacher(tmp_path / 'teacher.safetensors')}"]
+    result = search(tmp_path / "run", tmp_path / "store", *words, "methods=[kd]", "max_stages=1", "seeds=1")
+    assert result.returncode == 4, result.stdout + result.stderr
+    assert "nothing finished" in result.stdout + result.stderr
+
+
+def test_an_interrupted_search_keeps_what_it_has_and_leaves_no_process(tmp_path: Path) -> None:
+    out, store = tmp_path / "run", tmp_path / "store"
+    mark = f"SMSKD_TEST_MARK={tmp_path.name}-{os.getpid()}"
+    name, _, value = mark.partition("=")
+    running = subprocess.Popen(
+        command(out, store), cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | {name: value},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(list(store.glob("entries/*/*"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    told, _ = running.communicate(timeout=60)
+    assert running.returncode == 130
+    told = told.replace("'", "")
+    assert "interrupted; all finished stages are kept. To go on: python -m search.run methods=[kd,rkd]" in told
+    deadline = time.monotonic() + 20
+    while (left := marked(mark)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
+    assert len(list(store.glob("entries/*/*"))) >= 4
+
+
+def marked(mark: str) -> list[str]:
+    """Command lines of processes that have this in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "recipes"),
+    [
+        (["space=recipe", "trials=4", "cost=latency"], 4),
+        (["space=stage_count", "cost=params", "max_stages=2", "trials=5"], 5),
+        (["space=weighting", "cost=seconds", "trials=3"], 3),
+    ],
+)
+def test_other_spaces_and_costs(words: list[str], recipes: int, done: tuple[Path, Path], tmp_path: Path) -> None:
+    words = ["methods=", "seeds=1", *words]
+    result = search(tmp_path, done[1], *words)
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = pd.read_parquet(tmp_path / "results.parquet").query("phase == 'search'")
+    assert rows["recipe_id"].nunique() == len(rows) == recipes
+    assert (rows["status"] == "complete").all()
+    assert rows["latency_ms"].gt(0).all() == ("cost=latency" in words)
+    again = search(tmp_path, done[1], *words)
+    assert again.returncode == 0 and json.loads((tmp_path / "run.json").read_text())["stage_runs"] == 0
+
+
+NEW_SPACE = '''"""KD once and twice."""
+
+from smskd.recipe import Recipe
+from spaces import Menu, Trial
+
+
+def suggest(trial: Trial, menu: Menu) -> Recipe:
+    return menu.recipe(trial.suggest_categorical("stages", ["kd", "kd>kd"]))
+'''
+
+
+def test_a_new_file_is_a_new_space(done: tuple[Path, Path], tmp_path: Path) -> None:
+    for package in ("search", "smskd", "spaces", "reports"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "spaces" / "twice.py").write_text(NEW_SPACE)
+    told = subprocess.run(
+        [sys.executable, "-m", "search.run", "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert re.search(r"twice +KD once and twice", told.stdout)
+    words = command(tmp_path / "run", done[1], "methods=", "space=twice")
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert set(pd.read_parquet(tmp_path / "run" / "results.parquet")["recipe"]) >= {"kd", "kd>kd"}
 
 
 def test_second_driver_of_a_folder_is_refused(tmp_path: Path) -> None:

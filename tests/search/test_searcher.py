@@ -1,23 +1,32 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from search import searcher
+from search import bench, searcher, trainable
+from search.searcher import Job, ListSource
+from search.study import Record
 from smskd import pipeline
 
 
-def outcome(monkeypatch: pytest.MonkeyPatch, run: Any) -> tuple[dict[str, Any], int]:
+def outcome(
+    monkeypatch: pytest.MonkeyPatch, run: Any, prepare: Any = lambda: SimpleNamespace(teacher_digest="t")
+) -> Any:
     told: list[dict[str, Any]] = []
-    monkeypatch.setattr(searcher.tune, "report", told.append)
-    monkeypatch.setattr(searcher, "_REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(trainable.tune, "report", told.append)
+    monkeypatch.setattr(trainable, "_REPORT_EVERY_S", 0.0)
     monkeypatch.setattr(pipeline, "run", run)
-    config = {"cpus": 1, "recipe": "kd>rkd>kd", "seed": 4, "test": False, "epochs": 2, "pipeline": {}}
-    searcher.train(config)
-    record, trained = json.loads(told[-1]["outcome"])
-    return record, trained
+    monkeypatch.setattr(pipeline, "prepare", prepare)
+    monkeypatch.setattr(bench, "describe", lambda prepared, latency: {"latency": latency})
+    config = {
+        "cpus": 1, "recipe": "kd>rkd>kd", "seed": 4, "test": False, "epochs": 2, "pipeline": {},
+        "describe": True, "latency": False,
+    }  # fmt: skip
+    trainable.train(config)
+    return json.loads(told[-1]["outcome"])
 
 
 @pytest.mark.parametrize("reported", [False, True])
@@ -35,8 +44,106 @@ def test_a_failure_names_the_stage_it_happened_in(
             on_epoch(finished + 1, 1, 2)
         raise RuntimeError("broken")
 
-    record, trained = outcome(monkeypatch, run)
+    told = outcome(monkeypatch, run)
+    record, trained = told["record"], told["trained"]
+    assert told["teacher"] == "t" and told["bench"] == {"latency": False}
     assert record["status"] == "failed"
     assert record["seed"] == 4
     assert record["error"] == f"stage {finished + 1} of 3: RuntimeError: broken"
     assert trained == finished
+
+
+def test_a_teacher_that_cannot_be_had_is_a_problem_of_every_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare() -> None:
+        raise ValueError("no such teacher")
+
+    told = outcome(monkeypatch, lambda *_, **__: pytest.fail("nothing may be trained"), prepare)
+    assert told == {"problem": "data and teacher can't be prepared: ValueError: no such teacher"}
+
+
+# --- fit(), with a Tuner that does what Tune does
+
+JOBS = [Job(recipe="kd", seed=seed, test=False) for seed in range(4)]
+
+
+class FakeTune:
+    """Runs two trials at a time. plan: for each fit(), what happens to its trials one after another."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, plan: list[list[str]]) -> None:
+        self.plan, self.fits = plan, 0
+        monkeypatch.setattr(searcher.tune, "Tuner", lambda trainable, *, tune_config, **_: self._with(tune_config))
+
+    def _with(self, tune_config: Any) -> FakeTune:
+        self.search = tune_config.search_alg
+        return self
+
+    def fit(self) -> None:
+        self.fits += 1
+        running: list[tuple[str, Any]] = []
+        for count, what in enumerate(self.plan[self.fits - 1]):
+            while len(running) < 2:
+                trial_id = f"{self.fits}-{count}-{len(running)}"
+                config = self.search.suggest(trial_id)
+                if not isinstance(config, dict):
+                    break
+                running.append((trial_id, config))
+            if what == "ray ends it":
+                raise RuntimeError("the memory monitor killed a worker")
+            if not running:
+                break
+            trial_id, config = running.pop(0)
+            if what == "worker dies":
+                self.search.on_trial_complete(trial_id, result=None, error=True)
+                continue
+            record = {"seed": config["seed"], "status": "complete", "error": None}
+            told = {"record": record, "trained": 1, "teacher": what, "bench": {"digest": what}}
+            if what == "problem":
+                told = {"problem": "no such teacher"}
+            self.search.on_trial_complete(trial_id, result={"outcome": json.dumps(told)}, error=False)
+        if not running and self.search.suggest("end") != searcher.Searcher.FINISHED:
+            raise AssertionError("Tune would go on")
+
+
+def fit(tune: FakeTune, known: str | None = None) -> tuple[list[tuple[int, Record]], list[Any]]:
+    ended: list[tuple[int, Record]] = []
+    benches: list[Any] = []
+    searcher.fit(
+        ListSource(JOBS, lambda job, record: None),
+        settings={}, cpus=1, gpus=0, progress=None,  # type: ignore[arg-type]
+        known_bench=lambda: known if known else benches[0]["digest"] if benches else None,
+        on_bench=benches.append,
+        on_end=lambda job, record, trained: ended.append((job.seed, record)),
+    )  # fmt: skip
+    return ended, benches
+
+
+def test_a_fit_that_ray_ends_is_followed_by_a_fresh_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    tune = FakeTune(monkeypatch, [["t", "ray ends it"], ["ray ends it"], ["t"] * 4])
+    ended, benches = fit(tune)
+    assert sorted(seed for seed, _ in ended) == [0, 1, 2, 3]
+    assert tune.fits == 3 and benches == [{"digest": "t"}]
+
+
+def test_a_fit_that_ray_ends_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    tune = FakeTune(monkeypatch, [["ray ends it"]] * 9)
+    with pytest.raises(RuntimeError, match=r"Ray ended the search 3 times.*memory monitor"):
+        fit(tune)
+    assert tune.fits == 3
+
+
+def test_a_worker_that_dies_is_a_failed_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, _ = fit(FakeTune(monkeypatch, [["worker dies", "t", "t", "t"]]))
+    assert [record["status"] for _, record in ended] == ["failed", "complete", "complete", "complete"]
+    assert "worker died 3 times" in str(ended[0][1]["error"])
+
+
+def test_a_problem_of_every_trial_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    tune = FakeTune(monkeypatch, [["problem", "problem", "t"]])
+    with pytest.raises(RuntimeError, match="no such teacher"):
+        fit(tune)
+    assert tune.fits == 1
+
+
+def test_another_teacher_than_the_run_began_with_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match=r"the teacher isn't the one this run began with.*out="):
+        fit(FakeTune(monkeypatch, [["t", "t"]]), known="another")

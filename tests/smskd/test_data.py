@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 import torch
 
-import smskd.data
+from smskd import datasets
 from smskd.data import Data, Split, load
 
 
@@ -226,8 +226,8 @@ def test_debian_folder_is_read_as_fashion_mnist(tmp_path: Path, monkeypatch: pyt
     assert _rows(data.train) | _rows(data.validation) == wanted
     assert sorted(tmp_path.iterdir()) == before
     # found by itself where Debian puts it
-    monkeypatch.setattr(smskd.data, "DEBIAN_FASHION_MNIST", tmp_path)
-    monkeypatch.setattr(smskd.data, "DATA_DIR", tmp_path / "none")
+    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", tmp_path)
+    monkeypatch.setattr(datasets, "DATA_DIR", tmp_path / "none")
     assert load("fashion_mnist").fingerprint == data.fingerprint
 
 
@@ -294,7 +294,7 @@ def test_folder_refusals(tmp_path: Path) -> None:
 def test_settings_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="image_size= is for data=folder"):
         load("digits", image_size=8)
-    with pytest.raises(ValueError, match="data_dir= has no use"):
+    with pytest.raises(ValueError, match="leave data_dir= out"):
         load("digits", data_dir=Path("x"))
     with pytest.raises(ValueError, match=r"digits.*cifar100") as caught:
         load("cifar")

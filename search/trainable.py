@@ -1,0 +1,81 @@
+"""What a Ray worker runs: one recipe with one seed. Imported by workers, so it imports no more than they need."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+if TYPE_CHECKING:
+    from search.study import Record
+
+_REPORT_EVERY_S = 1.0
+
+
+def failure(seed: int, cause: str) -> Record:
+    """The record of a trial that failed."""
+    return {"seed": seed, "status": "failed", "error": cause, "params": None, "stages": [], "test_accuracy": None}
+
+
+def train(config: dict[str, Any]) -> None:
+    """The trainable: one recipe, one seed, through the pipeline; reports its progress and, last, its outcome.
+
+    An exception of the training is an outcome too: it would be the same the next time, so Ray needn't try again. One of
+    the data or the teacher is a problem of every trial, and is told as such.
+    """
+    import torch
+
+    from search import bench
+    from smskd import pipeline
+    from smskd.recipe import parse
+
+    torch.set_num_threads(max(1, int(config["cpus"])))
+    recipe, seed = config["recipe"], config["seed"]
+    stages_wanted = len(parse(recipe).stages)
+    # stage: the one at work, from 1
+    place: dict[str, Any] = {"stage": 1, "epoch": 0, "epochs": 0, "val_accuracy": None, "reused": 0}
+    told = time.monotonic()
+    trained = 0
+
+    def on_epoch(stage: int, epoch: int, epochs: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _REPORT_EVERY_S:
+            told = time.monotonic()
+            place.update(stage=stage, epoch=epoch, epochs=epochs)
+            tune.report(dict(place))
+
+    def on_stage(number: int, result: pipeline.StageResult) -> None:
+        nonlocal trained
+        trained += result.trained
+        place.update(stage=min(number + 1, stages_wanted), epoch=0, val_accuracy=result.val_accuracy)
+        if not result.trained:
+            place["reused"] = number
+
+    try:
+        prepared = pipeline.prepare(**config["pipeline"])
+        described = bench.describe(prepared, latency=config["latency"]) if config["describe"] else None
+    except Exception as error:
+        _report({"problem": f"data and teacher can't be prepared: {type(error).__name__}: {error}"})
+        return
+    record: Record
+    try:
+        result = pipeline.run(
+            recipe, seed=seed, epochs=config["epochs"], on_stage=on_stage, on_epoch=on_epoch, **config["pipeline"]
+        )
+        stages: Any = [
+            {k: getattr(s, k) for k in ("key", "val_accuracy", "train_flops", "device_seconds")} for s in result.stages
+        ]
+        record = {
+            "seed": seed, "status": "complete", "error": None, "params": result.params, "stages": stages,
+            "test_accuracy": pipeline.test_accuracy(result, prepared) if config["test"] else None,
+        }  # fmt: skip
+    except Exception as error:  # whatever it is, it is this trial's result, with its cause
+        where = f"stage {place['stage']} of {stages_wanted}"
+        record = failure(seed, f"{where}: {type(error).__name__}: {error}")
+    _report({"record": record, "trained": trained, "teacher": prepared.teacher_digest, "bench": described})
+
+
+def _report(outcome: dict[str, Any]) -> None:
+    tune.report({"outcome": json.dumps(outcome)})  # as text, since Tune flattens what it is given
