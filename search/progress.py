@@ -213,11 +213,12 @@ def duration(seconds: float) -> str:
 def _row(one: _Running) -> tuple[str, ...]:
     place = one.place
     stages = parse(one.recipe).stages
-    stage = min(place.get("stage") or 1, len(stages))
+    stage = min(place.get("stage", 1), len(stages))
+    doing = f"{stage}/{len(stages)} {stages[stage - 1]}" if stage else "its teacher"
     epoch = f"{place['epoch']}/{place['epochs']}" if place.get("epochs") else ""
     accuracy = f"{100 * place['val_accuracy']:.2f}" if place.get("val_accuracy") is not None else ""
     prefix = ">".join(map(str, stages[: place.get("reused") or 0]))
     return (
-        one.recipe, str(one.seed), f"{stage}/{len(stages)} {stages[stage - 1]}", epoch, accuracy,
+        one.recipe, str(one.seed), doing, epoch, accuracy,
         duration(time.monotonic() - one.started), f"{prefix} reused" if prefix else "",
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ def train(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(config["cpus"])))
     recipe, seed = config["recipe"], config["seed"]
     stages_wanted = len(parse(recipe).stages)
-    # stage: the one at work, from 1
+    # stage: the one at work, from 1; 0 while the teacher is trained
     place: dict[str, Any] = {"stage": 1, "epoch": 0, "epochs": 0, "val_accuracy": None, "reused": 0}
     told = time.monotonic()
     trained = 0
@@ -54,11 +55,12 @@ def train(config: dict[str, Any]) -> None:
             place["reused"] = number
 
     try:
-        prepared = pipeline.prepare(**config["pipeline"])
+        prepared = pipeline.prepare(**config["pipeline"], on_epoch=functools.partial(on_epoch, 0))
         described = bench.describe(prepared, latency=config["latency"]) if config["describe"] else None
     except Exception as error:
         _report({"problem": f"data and teacher can't be prepared: {type(error).__name__}: {error}"})
         return
+    place.update(stage=1, epoch=0, epochs=0)
     record: Record
     try:
         result = pipeline.run(

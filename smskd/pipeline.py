@@ -184,13 +184,26 @@ def prepare(
     teacher_epochs: int | None = None,
     store: str | Path = STORE,
     device: str | None = None,
+    on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
 ) -> Bench:
-    """Load the data and the teacher, training the latter if the store lacks it. Arguments and errors as in run()."""
-    # by position: a cache takes the same keywords in another order for another call
-    return _prepared(pair, data, data_dir, train_size, image_size, teacher, teacher_epochs, store, device)
+    """Load the data and the teacher, training the latter if the store lacks it. Arguments and errors as in run().
+
+    The last two benches of a process are kept: a worker runs many trials of one.
+
+    on_epoch: called with finished epochs, and all epochs, of a teacher that is trained.
+    """
+    wanted = (pair, data, data_dir, train_size, image_size, teacher, teacher_epochs, store, device)
+    if wanted not in _benches:
+        made = _prepared(*wanted, on_epoch)
+        while len(_benches) >= 2:
+            del _benches[next(iter(_benches))]
+        _benches[wanted] = made
+    return _benches[wanted]
 
 
-@functools.lru_cache(maxsize=2)  # a worker runs many trials of one bench
+_benches: dict[tuple[Any, ...], Bench] = {}
+
+
 def _prepared(
     pair: str,
     data: str,
@@ -201,6 +214,7 @@ def _prepared(
     teacher_epochs: int | None,
     store: str | Path,
     device: str | None,
+    on_epoch: Callable[[int, int], None],
 ) -> Bench:
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     table = pairs.get(pair)
@@ -222,6 +236,7 @@ def _prepared(
             shelf, loaded, network, table.teacher, table.teacher_schedule,
             recipe=alone, parent=None, epochs=epochs, seed=_derived(0, "teacher", 1),
             init_seed=_derived(0, "teacher"), loss_weights={}, teacher=None, teacher_digest=None, flops={},
+            on_epoch=on_epoch,
         )  # fmt: skip
         digest, source = entry.digest, f"trained here for {epochs} epochs"
     return Bench(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +13,7 @@ from search.study import Record
 from smskd import pipeline
 
 
-def outcome(
-    monkeypatch: pytest.MonkeyPatch, run: Any, prepare: Any = lambda: SimpleNamespace(teacher_digest="t")
-) -> Any:
+def outcome(monkeypatch: pytest.MonkeyPatch, run: Any, prepare: Any = prepared) -> Any:
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(trainable.tune, "report", told.append)
     monkeypatch.setattr(trainable, "_REPORT_EVERY_S", 0.0)
@@ -54,7 +53,7 @@ def test_a_failure_names_the_stage_it_happened_in(
 
 
 def test_a_teacher_that_cannot_be_had_is_a_problem_of_every_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    def prepare() -> None:
+    def prepare(on_epoch: Any) -> None:
         raise ValueError("no such teacher")
 
     told = outcome(monkeypatch, lambda *_, **__: pytest.fail("nothing may be trained"), prepare)
