@@ -13,6 +13,11 @@ from search.study import Record
 from smskd import pipeline
 
 
+def prepared(on_epoch: Callable[[int, int], None]) -> Any:
+    on_epoch(1, 2)  # a teacher that is trained
+    return SimpleNamespace(teacher_digest="t")
+
+
 def outcome(monkeypatch: pytest.MonkeyPatch, run: Any, prepare: Any = prepared) -> Any:
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(trainable.tune, "report", told.append)
