@@ -34,7 +34,7 @@ def plain_trial(config: dict[str, Any]) -> None:
 
     from smskd import anchor, models, pairs, pipeline, recipe, stage
     from smskd.methods import ce
-    from smskd.methods.base import View
+    from smskd.methods.base import Batch, View
 
     torch.set_num_threads(1)
     torch.manual_seed(config["seed"])
@@ -58,7 +58,7 @@ def plain_trial(config: dict[str, Any]) -> None:
     for number, part in enumerate(recipe.parse(config["recipe"]).stages):
         reference = anchor.freeze(student) if number else None
         probes = stage.probe(student, data), stage.probe(teacher, data)
-        terms = stage.build_methods(part, *probes, bench.pair.loss_weights)
+        terms = stage.build_methods(part, *probes, bench.pair.loss_weights, data.train.labels)
         parameters = [p for m in (student, *terms.values()) for p in m.parameters()]
         optimizer = torch.optim.SGD(
             parameters,
@@ -78,7 +78,7 @@ def plain_trial(config: dict[str, Any]) -> None:
                 weight = ce.weight(part.methods, ce.WEIGHTS)
                 loss = weight * ce.cross_entropy(mine.output.logits, labels)
                 for method in terms.values():
-                    loss = loss + sum(method(mine, answer, labels).values())
+                    loss = loss + sum(method(mine, answer, Batch(labels, labels[:0])).values())
                 if reference is not None:
                     with torch.no_grad():
                         before = reference(images).logits

@@ -23,6 +23,7 @@ from smskd import stage as training
 from smskd import teacher as teachers
 from smskd.data import Data
 from smskd.methods import base, ce
+from smskd.methods.base import Batch
 from smskd.pairs import Network, Pair, Schedule
 from smskd.recipe import Recipe
 from smskd.store import Entry, Store, address
@@ -352,8 +353,9 @@ def _flops_per_image(
             total += cost.forward_flops(teacher.part(reads), images, images=2)
             views = training.probe(network, data), training.probe(teacher.network, data)
             with torch.random.fork_rng():
-                for method in training.build_methods(stage, *views, weights).values():
-                    forward += cost.forward_flops(method.to(images.device), *views, data.train.labels[:2], images=2)
+                batch = Batch(data.train.labels[:2], torch.arange(2, device=images.device))
+                for method in training.build_methods(stage, *views, weights, data.train.labels).values():
+                    forward += cost.forward_flops(method.to(images.device), *views, batch, images=2)
         if reference is not None:
             total += student_forward
         known[case] = total + cost.TRAINING_OVER_FORWARD * forward

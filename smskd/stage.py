@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from smskd import anchor, methods
 from smskd.data import Data, Split
 from smskd.methods import ce
-from smskd.methods.base import Method, View
+from smskd.methods.base import Batch, Method, Task, View
 from smskd.models import Output
 from smskd.pairs import Schedule
 from smskd.recipe import Recipe, Stage
@@ -54,13 +54,15 @@ def reads(stage: Stage, recipe: Recipe, *, first: bool) -> frozenset[str]:
     return wanted | {"logits"} if weighted else wanted
 
 
-def build_methods(stage: Stage, student: View, teacher: View | None, weights: Mapping[str, float]) -> dict[str, Method]:
-    """The stage's methods but for `ce`, sized by probe outputs; `weights` override the published ones."""
+def build_methods(
+    stage: Stage, student: View, teacher: View | None, weights: Mapping[str, float], labels: Tensor
+) -> dict[str, Method]:
+    """The stage's methods but for `ce`; arguments as in methods.base.Task, `weights` override the published ones."""
     built = {}
     for name in stage.distils:
         assert teacher is not None, f"{name} needs a teacher"
         module = methods.load(name)
-        built[name] = module.build(student, teacher, module.WEIGHTS | weights)
+        built[name] = module.build(Task(student, teacher, module.WEIGHTS | weights, labels))
     return built
 
 
@@ -128,7 +130,7 @@ def train_stage(
         torch.manual_seed(seed)
         generator = torch.Generator(device).manual_seed(seed)
         teacher_shapes = probe(teacher.network, data) if teacher is not None and stage.distils else None
-        terms = build_methods(stage, probe(student, data), teacher_shapes, loss_weights)
+        terms = build_methods(stage, probe(student, data), teacher_shapes, loss_weights, data.train.labels)
         for method in terms.values():
             method.to(device).train()
         ce_weight = ce.weight(stage.methods, ce.WEIGHTS | dict(loss_weights))
@@ -158,7 +160,7 @@ def train_stage(
                 named = {"ce": ce_weight * ce.cross_entropy(output.output.logits, labels)}
                 answer = teacher(index, view, images, wanted) if teacher is not None and wanted else None
                 for method in terms.values():
-                    named |= method(output, answer, labels)
+                    named |= method(output, answer, Batch(labels, index))
                 if reference is not None:
                     with torch.no_grad():
                         before = reference(images).logits

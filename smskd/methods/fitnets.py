@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smskd.methods.base import Method, View
+from smskd.methods.base import Batch, Method, Task, View
 
 READS = frozenset({"hint"})
 WEIGHTS = {"fitnets": 100.0}
@@ -72,11 +70,11 @@ class FitNets(Method):
         self.regressor = regressor
         self.weight = weight
 
-    def forward(self, student: View, teacher: View, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
         return {"fitnets": self.weight * hint_loss(self.regressor(student.hint), teacher.hint)}
 
 
-def build(student: View, teacher: View, weights: Mapping[str, float]) -> Method:
+def build(task: Task) -> Method:
     """A regressor between the two hints' shapes, initialised from torch's global generator."""
-    source, target = tuple(student.hint.shape[1:]), tuple(teacher.hint.shape[1:])
-    return FitNets(Regressor(source, target), weights["fitnets"])  # type: ignore[arg-type]
+    source, target = tuple(task.student.hint.shape[1:]), tuple(task.teacher.hint.shape[1:])
+    return FitNets(Regressor(source, target), task.weights["fitnets"])  # type: ignore[arg-type]

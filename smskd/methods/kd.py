@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smskd.methods.base import Method, View
+from smskd.methods.base import Batch, Method, Task, View
 
 READS = frozenset({"logits"})
 WEIGHTS = {"kd": 0.9}
@@ -76,10 +75,10 @@ class KD(Method):
         super().__init__()
         self.weight = weight
 
-    def forward(self, student: View, teacher: View, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
         return {"kd": self.weight * kd_loss(student.output.logits, teacher.output.logits)}
 
 
-def build(student: View, teacher: View, weights: Mapping[str, float]) -> Method:
+def build(task: Task) -> Method:
     """KD has no parameters; the shapes aren't looked at."""
-    return KD(weights["kd"])
+    return KD(task.weights["kd"])

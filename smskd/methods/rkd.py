@@ -6,14 +6,13 @@ subtraction of near-equal products loses nothing that float32 embeddings hold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smskd.methods.base import Method, View
+from smskd.methods.base import Batch, Method, Task, View
 
 READS = frozenset({"embedding"})
 WEIGHTS = {"rkd_distance": 25.0, "rkd_angle": 50.0}
@@ -134,7 +133,7 @@ class RKD(Method):
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight
 
-    def forward(self, student: View, teacher: View, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
         pairs = _pairs_of_both(student.output.embedding, teacher.output.embedding)
         return {
             "rkd_distance": self.distance_weight * _distance_loss(*pairs),
@@ -142,6 +141,6 @@ class RKD(Method):
         }
 
 
-def build(student: View, teacher: View, weights: Mapping[str, float]) -> Method:
+def build(task: Task) -> Method:
     """RKD has no parameters and takes embeddings of any two widths."""
-    return RKD(weights["rkd_distance"], weights["rkd_angle"])
+    return RKD(task.weights["rkd_distance"], task.weights["rkd_angle"])
