@@ -57,9 +57,9 @@ def plain_trial(config: dict[str, Any]) -> None:
     student: Any = models.build("tiny_student", num_classes=10, in_channels=1)
     for number, part in enumerate(recipe.parse(config["recipe"]).stages):
         reference = anchor.freeze(student) if number else None
-        probes = stage.probe(student, data), stage.probe(teacher, data)
-        terms = stage.build_methods(part, *probes, bench.pair.loss_weights, data.train.labels)
-        parameters = [p for m in (student, *terms.values()) for p in m.parameters()]
+        probes = stage.probe(student, data), [stage.probe(teacher, data)]
+        terms = [t.method for t in stage.build_terms(part, *probes, bench.pair.loss_weights, data.train.labels)]
+        parameters = [p for m in (student, *terms) for p in m.parameters()]
         optimizer = torch.optim.SGD(
             parameters,
             lr=schedule.learning_rate,
@@ -77,7 +77,7 @@ def plain_trial(config: dict[str, Any]) -> None:
                 mine = View(student(images), student.hint_index)
                 weight = ce.weight(part.methods, ce.WEIGHTS)
                 loss = weight * ce.cross_entropy(mine.output.logits, labels)
-                for method in terms.values():
+                for method in terms:
                     loss = loss + sum(method(mine, answer, Batch(labels, labels[:0])).values())
                 if reference is not None:
                     with torch.no_grad():

@@ -12,10 +12,21 @@ from reports import results as results_module
 from reports.statistics import half_width, pooled_sd
 
 COSTS = {"flops": "train_flops", "seconds": "device_seconds", "params": "params", "latency": "latency_ms"}
-_SAME = ["recipe", "pair", "weighting", "lambda_base", "anchor", "n_stages", "epochs", "total_epochs"]
+_SAME = ["recipe", "pair", "weighting", "lambda_base", "anchor", "teachers", "n_stages", "epochs", "total_epochs"]
 _MEANS = ["train_flops", "device_seconds", "params", "latency_ms"]
 SUMMARY = [
-    *("recipe", "recipe_id", "pair", "weighting", "lambda_base", "anchor", "n_stages", "epochs", "total_epochs"),
+    *(
+        "recipe",
+        "recipe_id",
+        "pair",
+        "weighting",
+        "lambda_base",
+        "anchor",
+        "teachers",
+        "n_stages",
+        "epochs",
+        "total_epochs",
+    ),
     *("seeds", "val_accuracy", "val_half_width", "val_sd", *_MEANS, "cost", "front", "letter"),
     *("test_accuracy", "test_half_width", "test_sd", "confirm_seeds", "holds"),
 ]

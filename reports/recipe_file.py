@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 
-COPIED = ("data_dir", "train_size", "teacher", "teacher_epochs")
+COPIED = ("data_dir", "train_size", "image_size", "teacher", "teacher_epochs")
 _PLAIN = re.compile(r"[A-Za-z_/][\w>+./-]*")
 _NOT_TEXT = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 
@@ -16,12 +16,10 @@ def recipe_yaml(recipe: Mapping[str, object], config: Mapping[str, object], seed
 
     Strings that YAML could take for something else are quoted as JSON, which YAML contains.
     """
-    keys = ("recipe", "anchor", "weighting", "lambda_base", "pair")
-    settings = {key: recipe[key] for key in keys} | {
-        "data": config.get("data"),
-        "epochs": recipe["epochs"],
-        "seed": seed,
-    }
+    keys = ("recipe", "anchor", "weighting", "lambda_base", "teachers", "pair")
+    total = config.get("epochs_total")
+    length = {"epochs": recipe["epochs"]} if total is None else {"epochs_total": total}
+    settings = {key: recipe[key] for key in keys} | {"data": config.get("data"), **length, "seed": seed}
     settings |= {key: config.get(key) for key in COPIED}
     return "".join(f"{key}: {_scalar(value)}\n" for key, value in settings.items() if value is not None)
 

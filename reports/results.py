@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA = 1
+SCHEMA = 2
 PHASES = ("search", "confirm")
 STATUSES = ("complete", "failed", "pruned")
 _KEY = b"smskd_schema"
@@ -45,12 +45,18 @@ COLUMNS: dict[str, Column] = {
     "spent_seconds": Column("float64", True, "training time of the stages that no earlier row had paid for, seconds"),
     "params": Column("int64", False, "parameters of the student"),
     "latency_ms": Column("float64", True, "inference time of the student, milliseconds; null unless measured"),
-    "epochs": Column("int64", False, "epochs of each stage"),
+    "epochs": Column("int64", False, "epochs of each stage; of the longest where a total is split"),
     "total_epochs": Column("int64", False, "epochs of all stages together"),
     "n_stages": Column("int64", False, "number of stages"),
     "weighting": Column("str", False, "weight of the anchor: `fixed`, `tcp` or `tcp_true`; idle without an anchor"),
     "lambda_base": Column("float64", False, "largest weight of the anchor; idle without an anchor"),
     "anchor": Column("str", False, "what stages after the first hold on to; idle with one stage"),
+    "teachers": Column("int64", False, "how many teachers the methods share out among them"),
+    "extra_teacher_flops": Column(
+        "float64",
+        True,
+        "training cost of the teachers beyond the first, floating-point operations; in no other column",
+    ),
 }
 _ARROW: dict[str, pa.DataType] = {"str": pa.string(), "int64": pa.int64(), "float64": pa.float64()}
 

@@ -22,6 +22,8 @@ COSTS = ("flops", "seconds", "params", "latency")
 SAMPLERS = ("exhaustive", "tpe", "nsga2", "random")
 # Fresh seeds of the confirmation stand this far from those of the search; two studies' seeds stand twice as far apart.
 _SEED_STRIDE = 50_000
+# A space that compares systems gives each as many epochs as this many stages have.
+_COMPARISON_STAGES = 3
 # What decides a search's numbers; a run folder holds one search only. The rest may change when a run is taken up again.
 _FREE = ("trials", "confirm", "cpus", "gpus", "address", "store", "out", "storage", "reopen_test")
 
@@ -46,6 +48,9 @@ class Config:
     weighting: str = cli.key("fixed", "weight of the anchor per sample, where not searched: " + ", ".join(WEIGHTINGS))
     lambda_base: float = cli.key(0.5, "largest weight of the anchor, where not searched")
     epochs: int | None = cli.key(None, "epochs per stage (default: the pair's own)")
+    epochs_total: int | None = cli.key(
+        None, "epochs of all stages together, instead (default in a space that compares systems: three stages' worth)"
+    )
     seeds: int = cli.key(3, "seeds per recipe in the search")
     confirm: int = cli.key(5, "fresh seeds for each member of the front, on the test split; 0: leave that out")
     seed: int = cli.key(0, "of the whole study; another one draws everything anew")
@@ -86,9 +91,9 @@ class Config:
         object.__setattr__(self, "methods", notations)
         make("ce", {"anchor": self.anchor, "weighting": self.weighting, "lambda_base": self.lambda_base})
         for name, lowest, highest in (
-            ("max_stages", 1, 100), ("epochs", 1, None), ("seeds", 1, _SEED_STRIDE), ("confirm", 0, _SEED_STRIDE),
-            ("seed", 0, None), ("trials", 1, None), ("teacher_epochs", 1, None), ("train_size", 2, None),
-            ("image_size", 1, None), ("gpus", 0, None),
+            ("max_stages", 1, 100), ("epochs", 1, None), ("epochs_total", 1, None), ("seeds", 1, _SEED_STRIDE),
+            ("confirm", 0, _SEED_STRIDE), ("seed", 0, None), ("trials", 1, None), ("teacher_epochs", 1, None),
+            ("train_size", 2, None), ("image_size", 1, None), ("gpus", 0, None),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is None:
@@ -98,6 +103,12 @@ class Config:
                 raise ValueError(f"{bound} must hold, but got {name}={value}")
         if not (math.isfinite(self.cpus) and self.cpus > 0):
             raise ValueError(f"cpus > 0 must hold, but got cpus={self.cpus:g}")
+        if self.comparison and self.epochs is not None:
+            raise ValueError(f"space={self.space} compares at equal totals: give epochs_total= in place of epochs=")
+        if self.comparison and self.epochs_total is None:
+            total = _COMPARISON_STAGES * pairs.get(self.pair).epochs
+            object.__setattr__(self, "epochs_total", total)
+        pairs.split_epochs(1, pairs.get(self.pair), epochs=self.epochs, epochs_total=self.epochs_total)
         if self.teacher is not None and self.teacher_epochs is not None:
             raise ValueError("teacher= names finished weights, so teacher_epochs= has no use; leave one of them out")
 
@@ -112,6 +123,20 @@ class Config:
                 raise ValueError(
                     f"{name} <= {there:g}, what there is, must hold for one trial, but got {name}={asked:g}"
                 )
+
+    @property
+    def comparison(self) -> bool:
+        """Whether the space compares systems: at equal total epochs, and all of them are confirmed."""
+        return bool(getattr(spaces.load(self.space), "COMPARISON", False))
+
+    def stage_epochs(self, stages: int) -> list[int]:
+        """Epochs of each stage of a recipe of so many.
+
+        Raises:
+            ValueError: the total doesn't suffice for so many stages.
+        """
+        pair = pairs.get(self.pair)
+        return pairs.split_epochs(stages, pair, epochs=self.epochs, epochs_total=self.epochs_total)
 
     @property
     def menu(self) -> Menu:

@@ -17,7 +17,6 @@ from reports import front, results
 from reports.recipe_file import recipe_yaml
 from search.config import Config, cores
 from search.study import Record
-from smskd import pairs
 from smskd.recipe import Recipe
 from smskd.store import Store
 
@@ -30,12 +29,12 @@ def rows(config: Config, bench: Mapping[str, Any], search: Settled, confirm: Set
 
     A stage is paid for by the first row that has it: the sum of spent_seconds is what all stages cost, each once.
     """
-    epochs = epochs_per_stage(config)
     paid: set[str] = set()
     table = []
     for phase, settled in (("search", search), ("confirm", confirm)):
         for recipe, record in _ordered(settled):
             stages = record["stages"] if record["status"] == "complete" else []
+            epochs = config.stage_epochs(len(recipe.stages))
             new = {s["key"]: s["device_seconds"] for s in stages if s["key"] not in paid}
             paid.update(new)
             table.append(
@@ -55,12 +54,14 @@ def rows(config: Config, bench: Mapping[str, Any], search: Settled, confirm: Set
                     "spent_seconds": sum(new.values()),
                     "params": bench["student"]["params"],
                     "latency_ms": bench["latency_ms"],
-                    "epochs": epochs,
-                    "total_epochs": epochs * len(recipe.stages),
+                    "epochs": max(epochs),
+                    "total_epochs": sum(epochs),
                     "n_stages": len(recipe.stages),
                     "weighting": recipe.weighting,
                     "lambda_base": recipe.lambda_base,
                     "anchor": recipe.anchor,
+                    "teachers": recipe.teachers,
+                    "extra_teacher_flops": record.get("extra_teacher_flops") if stages else None,
                 }
             )
     return table
@@ -83,7 +84,9 @@ def write(
     table = front.summarise(results.read(folder), config.cost)
     front.write_front(table, folder / "front.csv")
     winner = front.winner(table)
-    settings = dataclasses.asdict(config) | {"epochs": epochs_per_stage(config)}
+    settings = dataclasses.asdict(config)
+    if config.epochs_total is None:
+        settings["epochs"] = config.stage_epochs(1)[0]
     if winner is not None:
         recipe, records = search[winner]
         best = max(records, key=lambda record: record["stages"][-1]["val_accuracy"])
@@ -113,11 +116,6 @@ def write(
     results.write_atomically(folder / "run.json", json.dumps(run, indent=1, allow_nan=False).encode())
     build.build(folder)
     return table
-
-
-def epochs_per_stage(config: Config) -> int:
-    """As asked for, or the pair's own."""
-    return pairs.get(config.pair).epochs if config.epochs is None else config.epochs
 
 
 def _ordered(settled: Settled) -> Iterable[tuple[Recipe, Record]]:

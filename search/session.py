@@ -52,7 +52,11 @@ class Session:
             trials=config.trials,
             seed=config.seed,
             objective=self._objective,
+            # of a total that is split, a shorter recipe's stages are longer: its beginning is another training
+            prefixes=config.epochs_total is None,
         )
+        if self.study.points is not None:
+            config.stage_epochs(max(len(recipe.stages) for _, recipe in self.study.points.values()))
         # what is known of teacher, student and data, once a driver has asked; looked at for each record
         self._bench: dict[str, Any] | None = self.study.attributes.get(_BENCH)
 
@@ -184,6 +188,7 @@ class Session:
                 settings={
                     "pipeline": settings,
                     "epochs": self.config.epochs,
+                    "epochs_total": self.config.epochs_total,
                     "latency": self.config.cost == "latency",
                 },
                 cpus=self.config.cpus,
@@ -234,7 +239,7 @@ class Session:
             return []
         settled = self.study.settled
         table = outputs.summary(self.config, self._known_bench, settled)
-        members = table.loc[table["front"], "recipe_id"].tolist()
+        members = table.loc[table["front"] | self.config.comparison, "recipe_id"].tolist()
         opened = self.study.attributes.get(_OPENED)
         before = opened["front"] if opened else members
         new = [settled[member][0] for member in members if member not in before]

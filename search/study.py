@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -49,6 +49,7 @@ class Record(TypedDict):
     params: int | None
     stages: list[StageRecord]
     test_accuracy: float | None
+    extra_teacher_flops: NotRequired[float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,7 @@ class Study:
         trials: int | None,
         seed: int,
         objective: Callable[[Record], tuple[float, float]],
+        prefixes: bool = True,
     ) -> None:
         """Open the study at `storage`, or make it.
 
@@ -87,6 +89,7 @@ class Study:
             trials: recipes at most; None: all of a finite space, else DEFAULT_TRIALS.
             seed: of the sampler.
             objective: from one record to the two values to minimise.
+            prefixes: whether the beginning of a finished recipe is a finished recipe.
 
         Raises:
             ValueError: the storage holds another study, or the sampler doesn't fit the space.
@@ -98,7 +101,7 @@ class Study:
             )
         self.sampler = sampler or ("tpe" if points is None else "exhaustive")
         self.points = points
-        self._space, self._seeds, self._objective = space, tuple(seeds), objective
+        self._space, self._seeds, self._objective, self._prefixes = space, tuple(seeds), objective, prefixes
         self._study = _open(storage, identity)
         earlier = self._study.get_trials(deepcopy=False)
         # A study taken up again draws on, and not from the start.
@@ -200,7 +203,7 @@ class Study:
         if recipe.id in taken:
             return []
         found: list[tuple[dict[str, Any], Recipe]] = []
-        for prefix in recipe.prefixes()[:-1]:
+        for prefix in recipe.prefixes()[:-1] if self._prefixes else ():
             place = self._place(prefix, params)
             if prefix.id not in taken and place is not None:
                 found.append((place, prefix))

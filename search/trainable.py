@@ -64,14 +64,16 @@ def train(config: dict[str, Any]) -> None:
     record: Record
     try:
         result = pipeline.run(
-            recipe, seed=seed, epochs=config["epochs"], on_stage=on_stage, on_epoch=on_epoch, **config["pipeline"]
-        )
+            recipe, seed=seed, epochs=config["epochs"], epochs_total=config["epochs_total"], on_stage=on_stage,
+            on_epoch=on_epoch, **config["pipeline"],
+        )  # fmt: skip
         stages: Any = [
             {k: getattr(s, k) for k in ("key", "val_accuracy", "train_flops", "device_seconds")} for s in result.stages
         ]
         record = {
             "seed": seed, "status": "complete", "error": None, "params": result.params, "stages": stages,
             "test_accuracy": pipeline.test_accuracy(result, prepared) if config["test"] else None,
+            "extra_teacher_flops": result.extra_teacher_flops,
         }  # fmt: skip
     except Exception as error:  # whatever it is, it is this trial's result, with its cause
         where = f"stage {place['stage']} of {stages_wanted}"

@@ -91,6 +91,27 @@ def get(name: str) -> Pair:
     return PAIRS[names.check("pair", name, PAIRS)]
 
 
+def split_epochs(stages: int, pair: Pair, *, epochs: int | None, epochs_total: int | None) -> list[int]:
+    """Epochs of each stage.
+
+    Raises:
+        ValueError: both are given, or a stage would have none.
+    """
+    if epochs is not None and epochs_total is not None:
+        raise ValueError(
+            f"epochs= is for each stage and epochs_total= for all of them: leave one out of epochs={epochs} and "
+            f"epochs_total={epochs_total}"
+        )
+    if epochs_total is None:
+        each = [pair.epochs if epochs is None else epochs] * stages
+    else:
+        each = [epochs_total // stages + (place < epochs_total % stages) for place in range(stages)]
+    if min(each) < 1:
+        given = f"epochs={epochs}" if epochs_total is None else f"epochs_total={epochs_total} for {stages} stages"
+        raise ValueError(f"each stage needs at least 1 epoch, but got {given}")
+    return each
+
+
 def check_images(pair: Pair, *, height: int, width: int) -> None:
     """Refuse a pair that can't take images of this height and width (pixels).
 

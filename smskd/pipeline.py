@@ -8,7 +8,7 @@ import hashlib
 import importlib
 import inspect
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,8 @@ STORE = Path("runs/store")
 class Bench:
     """The fixed side of an experiment: pair, data and teacher, on one device.
 
-    teacher_digest: SHA-256 of its weights. teacher_source: where it came from, for people.
+    teacher_digest: SHA-256 of its weights. teacher_source: where it came from, for people. more: further teachers, by
+    place, as recipes of several asked for them.
     """
 
     pair: Pair
@@ -46,6 +47,8 @@ class Bench:
     teacher_digest: str
     teacher_accuracy: float
     teacher_source: str
+    teacher_epochs: int
+    more: dict[int, tuple[Teacher, Entry]] = field(default_factory=dict, repr=False)
     flops: dict[tuple[Any, ...], float] = field(default_factory=dict, repr=False)
 
     @property
@@ -68,18 +71,23 @@ class StageResult:
     train_flops: float
     device_seconds: float
     losses: tuple[Mapping[str, float], ...]
+    anchor_weights: Mapping[str, float]
     trained: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A finished recipe: its stages, and the student's weights after the last."""
+    """A finished recipe: its stages, and the student's weights after the last.
+
+    extra_teacher_flops: what training its teachers cost beyond the first.
+    """
 
     recipe: Recipe
     seed: int
     stages: tuple[StageResult, ...]
     params: int
     weights: Mapping[str, Tensor] = field(repr=False)
+    extra_teacher_flops: float = 0.0
 
     @property
     def val_accuracy(self) -> float:
@@ -104,6 +112,7 @@ def run(
     data: str = "digits",
     seed: int = 0,
     epochs: int | None = None,
+    epochs_total: int | None = None,
     data_dir: str | Path | None = None,
     train_size: int | None = None,
     image_size: int | None = None,
@@ -121,8 +130,10 @@ def run(
         pair, data: names, as in smskd.pairs and smskd.data.
         seed: of the student; the same seed starts every recipe from the same weights.
         epochs: per stage; None: the pair's own.
+        epochs_total: of all stages together, instead; split as evenly as it goes, the first stages get what is over.
         data_dir, train_size, image_size: as in smskd.data.load.
-        teacher: a file with the teacher's weights; None: trained once and kept in the store.
+        teacher: a file with the teacher's weights; None: trained once and kept in the store. Further teachers, of a
+            recipe that has several, are trained always.
         teacher_epochs: for a teacher that is trained; None: the pair's own.
         store: folder of finished stages.
         device: as torch names it; None: cuda if there is one, else cpu.
@@ -138,19 +149,20 @@ def run(
         pair=pair, data=data, data_dir=data_dir, train_size=train_size, image_size=image_size,
         teacher=teacher, teacher_epochs=teacher_epochs, store=store, device=device,
     )  # fmt: skip
-    epochs = bench.pair.epochs if epochs is None else epochs
-    if epochs < 1:
-        raise ValueError(f"epochs >= 1 must hold, but got epochs={epochs}")
+    per_stage = pairs.split_epochs(len(recipe.stages), bench.pair, epochs=epochs, epochs_total=epochs_total)
     student = _fresh(bench.pair.student, bench.data, seed=_derived(seed, "student"))
     parent: Entry | None = None
     results: list[StageResult] = []
+    extra_flops = 0.0
     for number, (stage, prefix) in enumerate(zip(recipe.stages, recipe.prefixes(), strict=True), 1):
         reads = training.reads(stage, recipe, first=parent is None)
+        taught = [bench_teacher(bench, place) for place in range(recipe.teachers)] if reads else []
+        extra_flops = max(extra_flops, sum(flops for *_, flops in taught))
         entry, trained = finish_stage(
             bench.store, bench.data, student, bench.pair.student, bench.pair.student_schedule,
-            recipe=prefix, parent=parent, epochs=epochs, seed=_derived(seed, prefix.id, number),
+            recipe=prefix, parent=parent, epochs=per_stage[number - 1], seed=_derived(seed, prefix.id, number),
             init_seed=_derived(seed, "student"), loss_weights=bench.pair.loss_weights,
-            teacher=bench.teacher if reads else None, teacher_digest=bench.teacher_digest if reads else None,
+            teachers=[teacher for teacher, *_ in taught], teacher_digests=[digest for _, digest, _ in taught],
             flops=bench.flops, on_epoch=functools.partial(on_epoch, number),
         )  # fmt: skip
         results.append(stage_result(entry, trained=trained))
@@ -158,8 +170,27 @@ def run(
         parent = entry
     assert parent is not None
     return Result(
-        recipe=recipe, seed=seed, stages=tuple(results), params=cost.parameters(student), weights=parent.weights
-    )
+        recipe=recipe, seed=seed, stages=tuple(results), params=cost.parameters(student), weights=parent.weights,
+        extra_teacher_flops=extra_flops,
+    )  # fmt: skip
+
+
+def bench_teacher(bench: Bench, place: int) -> tuple[Teacher, str, float]:
+    """A teacher by place, its digest, and what it cost beyond the bench's own, which is at 0; others are trained here.
+
+    Only the seed differs: of the initial weights, the order of images and their views.
+    """
+    if place == 0:
+        return bench.teacher, bench.teacher_digest, 0.0
+    if place not in bench.more:
+        network = _fresh(bench.pair.teacher, bench.data, seed=_derived(0, "teacher", "of several", place))
+        entry = _trained_teacher(
+            bench.store, bench.data, bench.pair, network, bench.teacher_epochs,
+            seed=_derived(0, "teacher", "of several", place, 1), init_seed=_derived(0, "teacher", "of several", place),
+        )  # fmt: skip
+        bench.more[place] = Teacher(network, bench.data), entry
+    teacher, entry = bench.more[place]
+    return teacher, entry.digest, float(entry.facts["train_flops"])
 
 
 def stage_result(entry: Entry, *, trained: bool) -> StageResult:
@@ -224,20 +255,17 @@ def _prepared(
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
     shelf = Store(Path(store))
+    epochs = table.teacher_epochs if teacher_epochs is None else teacher_epochs
+    if epochs < 1:
+        raise ValueError(f"teacher_epochs >= 1 must hold, but got teacher_epochs={epochs}")
     network = _fresh(table.teacher, loaded, seed=_derived(0, "teacher"))
     if teacher is not None:
         network.load_state_dict(teachers.read_weights(Path(teacher), network))
         digest, source = _weights_digest(network), f"file {Path(teacher).name}"
     else:
-        epochs = table.teacher_epochs if teacher_epochs is None else teacher_epochs
-        if epochs < 1:
-            raise ValueError(f"teacher_epochs >= 1 must hold, but got teacher_epochs={epochs}")
-        alone = recipes.parse("ce")
-        entry, _ = finish_stage(
-            shelf, loaded, network, table.teacher, table.teacher_schedule,
-            recipe=alone, parent=None, epochs=epochs, seed=_derived(0, "teacher", 1),
-            init_seed=_derived(0, "teacher"), loss_weights={}, teacher=None, teacher_digest=None, flops={},
-            on_epoch=on_epoch,
+        entry = _trained_teacher(
+            shelf, loaded, table, network, epochs,
+            seed=_derived(0, "teacher", 1), init_seed=_derived(0, "teacher"), on_epoch=on_epoch,
         )  # fmt: skip
         digest, source = entry.digest, f"trained here for {epochs} epochs"
     return Bench(
@@ -248,7 +276,28 @@ def _prepared(
         teacher_digest=digest,
         teacher_accuracy=training.accuracy(network, loaded, loaded.validation),
         teacher_source=source,
+        teacher_epochs=epochs,
     )
+
+
+def _trained_teacher(
+    store: Store,
+    data: Data,
+    pair: Pair,
+    network: nn.Module,
+    epochs: int,
+    *,
+    seed: int,
+    init_seed: int,
+    on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
+) -> Entry:
+    """A teacher from the store, or trained into it; `network` holds its weights afterwards."""
+    entry, _ = finish_stage(
+        store, data, network, pair.teacher, pair.teacher_schedule,
+        recipe=recipes.parse("ce"), parent=None, epochs=epochs, seed=seed, init_seed=init_seed,
+        loss_weights={}, teachers=[], teacher_digests=[], flops={}, on_epoch=on_epoch,
+    )  # fmt: skip
+    return entry
 
 
 def load_data(
@@ -275,8 +324,8 @@ def finish_stage(
     seed: int,
     init_seed: int,
     loss_weights: Mapping[str, float],
-    teacher: Teacher | None,
-    teacher_digest: str | None,
+    teachers: Sequence[Teacher],
+    teacher_digests: Sequence[str],
     flops: dict[tuple[Any, ...], float],
     on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
 ) -> tuple[Entry, bool]:
@@ -295,12 +344,12 @@ def finish_stage(
         "data": data.fingerprint,
         "methods": list(stage.distils),
         "loss_weights": weights,
-        "anchor": recipe.settings if anchored else None,
+        "anchor": recipe.anchoring if anchored else None,
         "schedule": asdict(schedule),
         "epochs": epochs,
         "parent": parent.digest if parent is not None else None,
         "init_seed": init_seed if parent is None else None,
-        "teacher": teacher_digest,
+        "teachers": list(teacher_digests),
         "seed": seed,
         "code": code_digest(spec.name, stage.distils),
         "environment": environment(data.mean.device),
@@ -315,51 +364,56 @@ def finish_stage(
                     network.load_state_dict(dict(parent.weights))
                 reference = anchor.freeze(network) if anchored else None
                 done = training.train_stage(
-                    network, stage=stage, recipe=recipe, reference=reference, teacher=teacher, data=data,
+                    network, stage=stage, recipe=recipe, reference=reference, teachers=teachers, data=data,
                     schedule=schedule, loss_weights=weights, epochs=epochs, seed=seed,
                     on_epoch=lambda epoch: on_epoch(epoch, epochs),
                 )  # fmt: skip
                 facts = {
                     "val_accuracy": training.accuracy(network, data, data.validation),
-                    "train_flops": done.images
-                    * _flops_per_image(network, recipe, data, teacher, reference, weights, flops),
+                    "train_flops": _flops(done, network, recipe, data, teachers, reference, flops),
                     "device_seconds": done.seconds,
                     "losses": done.losses,
+                    "anchor_weights": done.anchor_weights,
                 }
                 return store.put(key, identity, network.state_dict(), facts), True
     network.load_state_dict(dict(entry.weights))
     return entry, False
 
 
-def _flops_per_image(
+def _flops(
+    done: training.Training,
     network: nn.Module,
     recipe: Recipe,
     data: Data,
-    teacher: Teacher | None,
+    teachers: Sequence[Teacher],
     reference: nn.Module | None,
-    weights: Mapping[str, float],
     known: dict[tuple[Any, ...], float],
 ) -> float:
-    """Training FLOPs of one image: student and regressors forward and backward, teacher and reference forward."""
+    """Training FLOPs of a stage: student and regressors forward and backward, teachers and reference forward.
+
+    EWC has no reference to run, but gradients of some images for its Fisher information.
+    """
     stage = recipe.stages[-1]
-    reads = training.reads(stage, recipe, first=reference is None)
-    case = (stage.distils, reads, reference is not None)
+    first = reference is None
+    wanted = [training.reads(stage, recipe, first=first, teacher=place) for place in range(len(teachers))]
+    case = (stage.distils, *wanted, None if first else recipe.anchor)
     if case not in known:
         images = data.normalised(data.train.images[:2])
-        student_forward = cost.forward_flops(network, images, images=2)
-        forward = student_forward
-        total = 0.0
-        if teacher is not None:
-            total += cost.forward_flops(teacher.part(reads), images, images=2)
-            views = training.probe(network, data), training.probe(teacher.network, data)
-            with torch.random.fork_rng():
-                batch = Batch(data.train.labels[:2], torch.arange(2, device=images.device))
-                for method in training.build_methods(stage, *views, weights, data.train.labels).values():
-                    forward += cost.forward_flops(method.to(images.device), *views, batch, images=2)
-        if reference is not None:
-            total += student_forward
-        known[case] = total + cost.TRAINING_OVER_FORWARD * forward
-    return known[case]
+        student = cost.forward_flops(network, images, images=2)
+        others = sum(cost.forward_flops(t.part(w), images, images=2) for t, w in zip(teachers, wanted, strict=True))
+        trained = student
+        views = [training.probe(t.network, data) for t in teachers]
+        mine = training.probe(network, data)
+        batch = Batch(data.train.labels[:2], torch.arange(2, device=images.device))
+        for term in done.terms:
+            trained += cost.forward_flops(term.method, mine, views[term.teachers[0]], batch, images=2)
+        if reference is not None and recipe.anchor == "reference":
+            others += student
+        known[case] = others + cost.TRAINING_OVER_FORWARD * trained
+        known[(*case, "once")] = 0.0
+        if reference is not None and recipe.anchor == "ewc":
+            known[(*case, "once")] = cost.TRAINING_OVER_FORWARD * student * min(anchor.FISHER_IMAGES, len(data.train))
+    return done.images * known[case] + known[(*case, "once")]
 
 
 def _terms(stage_methods: tuple[str, ...]) -> set[str]:

@@ -16,7 +16,8 @@ from functools import cached_property
 
 from smskd import methods, names
 
-ANCHORS = ("reference", "none")
+ANCHORS = ("reference", "ewc", "none")
+MAX_TEACHERS = 100
 WEIGHTINGS = ("fixed", "tcp", "tcp_true")
 
 
@@ -51,13 +52,16 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A sequence of stages, and how each stage after the first is anchored to the student before it.
+    """A sequence of stages, how each after the first is anchored to the student before it, and how many teach it.
 
-    anchor: `reference` (a frozen copy of the student as the stage before left it) or `none`.
+    anchor: `reference` (a frozen copy of the student as the stage before left it), `ewc` (its weights, each held by its
+        Fisher information) or `none`.
     weighting: the per-sample weight lambda of the anchor: `fixed` (lambda_base), `tcp` ((1 - probability of the
         teacher's top class) * lambda_base) or `tcp_true` (the same with the true class).
     lambda_base: the largest weight, at least 0.
-    anchor_temperature: the temperature of the anchor's KL divergence, above 0.
+    anchor_temperature: the temperature of the reference's KL divergence, above 0.
+    teachers: how many, trained from seeds of their own. The methods of a stage share them out in turn; a method that
+        gets several takes the mean of their probabilities (logits) or of its losses.
 
     Raises:
         ValueError: a value is outside its range, or a name unknown.
@@ -68,6 +72,7 @@ class Recipe:
     weighting: str = "fixed"
     lambda_base: float = 0.5
     anchor_temperature: float = 4.0
+    teachers: int = 1
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -82,6 +87,8 @@ class Recipe:
             raise ValueError(
                 f"anchor_temperature > 0 must hold, but got anchor_temperature={self.anchor_temperature:g}"
             )
+        if not 1 <= self.teachers <= MAX_TEACHERS:
+            raise ValueError(f"1 <= teachers <= {MAX_TEACHERS} must hold, but got teachers={self.teachers}")
 
     @property
     def notation(self) -> str:
@@ -98,16 +105,27 @@ class Recipe:
         """Everything but the stages, by name."""
         return {name: getattr(self, name) for name in _DEFAULTS}
 
+    @property
+    def anchoring(self) -> dict[str, str | float]:
+        """What decides how a later stage is anchored, by name."""
+        names = ["anchor", "weighting", "lambda_base"] + ["anchor_temperature"] * (self.anchor == "reference")
+        return {name: getattr(self, name) for name in names}
+
     @cached_property
     def id(self) -> str:
         """Twelve hexadecimal digits that name what the recipe does.
 
         Two recipes that must train the same student have the same id: what has no effect (anchor settings of a single
-        stage, a weighting without an anchor or of weight 0, `ce` named beside another method) isn't in it.
+        stage, a weighting without an anchor or of weight 0, the temperature of one that has none, several teachers
+        where none is asked, `ce` named beside another method) isn't in it.
         """
         effect: dict[str, object] = {"stages": [list(s.distils) for s in self.stages]}
+        asked = any(stage.distils for stage in self.stages)
         if len(self.stages) > 1 and self.anchored:
-            effect |= self.settings
+            effect |= self.anchoring
+            asked |= self.weighting != "fixed"
+        if self.teachers > 1 and asked:
+            effect["teachers"] = self.teachers
         text = json.dumps(effect, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -158,10 +176,14 @@ def make(notation: str, settings: Mapping[str, str | float]) -> Recipe:
     typed: dict[str, str | float] = {}
     for key, value in settings.items():
         names.check("recipe setting", key, _DEFAULTS)
+        kind = type(_DEFAULTS[key])
         try:
-            typed[key] = type(_DEFAULTS[key])(value)
+            typed[key] = kind(value)
         except ValueError:
-            raise ValueError(f"{key} must be a number, but got {value!r}") from None
+            whole = "whole " if kind is int else ""
+            raise ValueError(f"{key} must be a {whole}number, but got {value!r}") from None
+        if kind is int and typed[key] != float(value):
+            raise ValueError(f"{key} must be a whole number, but got {value!r}")
     return Recipe(stages=tuple(stages), **typed)  # type: ignore[arg-type]
 
 

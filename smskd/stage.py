@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,7 @@ _MILESTONES = (0.625, 0.75, 0.875)
 # A one-cycle schedule climbs from a 25th of its peak in the first 30 % of the steps.
 _ONE_CYCLE_RISE, _ONE_CYCLE_START = 0.3, 1 / 25
 _EVALUATION_BATCH = 512
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class Diverged(RuntimeError):
@@ -39,31 +40,74 @@ class Training:
     """What one stage's training was.
 
     losses: per epoch, the mean of each named, weighted term. images: how many went through the student.
-    seconds: on the device, by a monotonic clock.
+    seconds: on the device, by a monotonic clock. anchor_weights: lambda of the samples of the last epoch, its mean and
+    quantiles by name; empty without an anchor. terms: the methods as they were trained, regressors with them.
     """
 
     losses: tuple[Mapping[str, float], ...]
     images: int
     seconds: float
+    anchor_weights: Mapping[str, float]
+    terms: Sequence[Term]
 
 
-def reads(stage: Stage, recipe: Recipe, *, first: bool) -> frozenset[str]:
-    """Which of the teacher's outputs a stage looks at; empty where it needs no teacher."""
-    wanted = frozenset().union(*(methods.load(name).READS for name in stage.distils))
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One method of a stage, and the teachers it listens to, by place; its losses count by `share`."""
+
+    name: str
+    method: Method
+    teachers: tuple[int, ...]
+    share: float
+
+    def __call__(self, student: View, answers: Sequence[View], batch: Batch) -> dict[str, Tensor]:
+        """Named, weighted losses; `answers` are those of all teachers."""
+        own = [answers[place] for place in self.teachers]
+        answer = own[0] if len(own) == 1 else mean_answer(own, getattr(methods.load(self.name), "TEMPERATURE", 1.0))
+        losses = self.method(student, answer, batch)
+        return losses if self.share == 1 else {name: self.share * loss for name, loss in losses.items()}
+
+
+def mean_answer(answers: Sequence[View], temperature: float) -> View:
+    """Several teachers' logits as one: their softmax at the temperature is the mean of the teachers' probabilities.
+
+    Probabilities are averaged, not logits: a teacher's logits have a scale of their own (You et al. 2017, multiple
+    teacher networks, eq. 4). Other outputs are empty.
+    """
+    probabilities = torch.stack([(a.output.logits.detach().float() / temperature).log_softmax(dim=1) for a in answers])
+    logits = temperature * (probabilities.logsumexp(dim=0) - math.log(len(answers)))
+    return View(Output(logits=logits, features=(), embedding=logits.new_empty(0)), answers[0].hint_index)
+
+
+def assigned(distils: Sequence[str], teachers: int) -> list[tuple[int, ...]]:
+    """For each method of a stage, in order, the teachers it listens to: dealt out in turn, none left over."""
+    count = len(distils)
+    if teachers < count:
+        return [(place % teachers,) for place in range(count)]
+    return [tuple(range(place, teachers, count)) for place in range(count)]
+
+
+def reads(stage: Stage, recipe: Recipe, *, first: bool, teacher: int = 0) -> frozenset[str]:
+    """Which outputs of a teacher (by place) a stage looks at; empty where it needs none."""
+    shares = zip(stage.distils, assigned(stage.distils, recipe.teachers), strict=True)
+    wanted = frozenset[str]().union(*(methods.load(name).READS for name, own in shares if teacher in own))
     weighted = not first and recipe.anchored and recipe.weighting != "fixed"
     return wanted | {"logits"} if weighted else wanted
 
 
-def build_methods(
-    stage: Stage, student: View, teacher: View | None, weights: Mapping[str, float], labels: Tensor
-) -> dict[str, Method]:
+def build_terms(
+    stage: Stage, student: View, teachers: Sequence[View], weights: Mapping[str, float], labels: Tensor
+) -> list[Term]:
     """The stage's methods but for `ce`; arguments as in methods.base.Task, `weights` override the published ones."""
-    built = {}
-    for name in stage.distils:
-        assert teacher is not None, f"{name} needs a teacher"
+    terms = []
+    for name, own in zip(stage.distils, assigned(stage.distils, len(teachers)) if teachers else (), strict=True):
         module = methods.load(name)
-        built[name] = module.build(Task(student, teacher, module.WEIGHTS | weights, labels))
-    return built
+        # what is read off logits alone is read off their mean; other methods meet each of their teachers
+        groups = [own] if frozenset({"logits"}) == module.READS else [(place,) for place in own]
+        for group in groups:
+            method = module.build(Task(student, teachers[group[0]], module.WEIGHTS | weights, labels))
+            terms.append(Term(name=name, method=method, teachers=group, share=1 / len(groups)))
+    return terms
 
 
 def probe(network: nn.Module, data: Data) -> View:
@@ -94,7 +138,7 @@ def train_stage(
     stage: Stage,
     recipe: Recipe,
     reference: nn.Module | None,
-    teacher: Teacher | None,
+    teachers: Sequence[Teacher],
     data: Data,
     schedule: Schedule,
     loss_weights: Mapping[str, float],
@@ -109,7 +153,7 @@ def train_stage(
         stage: which methods.
         recipe: its anchor settings; the stages aren't looked at.
         reference: the frozen student of the stage before; None: no anchor.
-        teacher: None for a stage that reads none of its outputs.
+        teachers: as many as the recipe has; none for a stage that reads none of their outputs.
         data: on the student's device; the last, incomplete batch of an epoch is left out.
         schedule: the optimiser's settings.
         loss_weights: override the methods' published weights.
@@ -125,16 +169,16 @@ def train_stage(
     count = len(data.train)
     batch = min(schedule.batch_size, count)
     steps = count // batch
-    wanted = reads(stage, recipe, first=reference is None)
+    wanted = [reads(stage, recipe, first=reference is None, teacher=place) for place in range(len(teachers))]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         generator = torch.Generator(device).manual_seed(seed)
-        teacher_shapes = probe(teacher.network, data) if teacher is not None and stage.distils else None
-        terms = build_methods(stage, probe(student, data), teacher_shapes, loss_weights, data.train.labels)
-        for method in terms.values():
-            method.to(device).train()
+        shapes = [probe(teacher.network, data) for teacher in teachers if stage.distils]
+        terms = build_terms(stage, probe(student, data), shapes, loss_weights, data.train.labels)
+        for term in terms:
+            term.method.to(device).train()
         ce_weight = ce.weight(stage.methods, ce.WEIGHTS | dict(loss_weights))
-        parameters = [p for module in (student, *terms.values()) for p in module.parameters()]
+        parameters = [p for module in (student, *(t.method for t in terms)) for p in module.parameters()]
         optimizer = torch.optim.SGD(
             parameters,
             lr=schedule.learning_rate,
@@ -143,12 +187,15 @@ def train_stage(
             weight_decay=schedule.weight_decay,
             fused=device.type in ("cpu", "cuda"),
         )
+        hold = None if reference is None else _hold(recipe, student, reference, data, seed)
         student.train()
         losses = []
+        anchor_weights: list[Tensor] = []
         for epoch in range(epochs):
             order = torch.randperm(count, generator=generator, device=device)
             views = torch.randint(data.views, (count,), generator=generator, device=device)
             names: list[str] = []
+            anchor_weights = []
             total: Tensor = torch.zeros((), device=device)
             for step in range(steps):
                 for group in optimizer.param_groups:
@@ -158,18 +205,14 @@ def train_stage(
                 images, labels = data.augmented(index, view), data.train.labels[index]
                 output = View(student(images), student.hint_index)  # type: ignore[arg-type]
                 named = {"ce": ce_weight * ce.cross_entropy(output.output.logits, labels)}
-                answer = teacher(index, view, images, wanted) if teacher is not None and wanted else None
-                for method in terms.values():
-                    named |= method(output, answer, Batch(labels, index))
-                if reference is not None:
-                    with torch.no_grad():
-                        before = reference(images).logits
-                    assert answer is not None or recipe.weighting == "fixed", "tcp weights come from a teacher"
-                    logits = before if answer is None else answer.output.logits
-                    weights = anchor.reference_weights(logits, labels, recipe.weighting, recipe.lambda_base)
-                    named["anchor"] = anchor.anchor_loss(
-                        output.output.logits, before, weights, recipe.anchor_temperature
-                    )
+                answers = [t(index, view, images, w) for t, w in zip(teachers, wanted, strict=True) if w]
+                for term in terms:
+                    for name, loss in term(output, answers, Batch(labels, index)).items():
+                        named[name] = named[name] + loss if name in named else loss
+                if hold is not None:
+                    weights = _weights(recipe, answers, labels)
+                    anchor_weights.append(weights)
+                    named["anchor"] = hold(output, images, weights)
                 stacked = torch.stack(list(named.values()))
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(stacked.sum())
@@ -181,7 +224,52 @@ def train_stage(
             losses.append(means)
             on_epoch(epoch + 1)
         optimizer.zero_grad(set_to_none=True)  # the last step's gradients would live as long as a frozen teacher does
-    return Training(losses=tuple(losses), images=epochs * steps * batch, seconds=time.monotonic() - started)
+    return Training(
+        losses=tuple(losses),
+        images=epochs * steps * batch,
+        seconds=time.monotonic() - started,
+        anchor_weights=_spread(anchor_weights),
+        terms=terms,
+    )
+
+
+def _hold(
+    recipe: Recipe, student: nn.Module, reference: nn.Module, data: Data, seed: int
+) -> Callable[[View, Tensor, Tensor], Tensor]:
+    """What anchors a step: from the student's outputs, the images and the samples' weights to a loss."""
+    if recipe.anchor == "ewc":
+        generator = torch.Generator(data.mean.device).manual_seed(seed)
+        chosen = torch.randperm(len(data.train), generator=generator, device=data.mean.device)[: anchor.FISHER_IMAGES]
+        images, labels = data.normalised(data.train.images[chosen]), data.train.labels[chosen]
+        information = anchor.fisher(reference, images, labels)
+        live, before = dict(student.named_parameters()), dict(reference.named_parameters())
+        return lambda output, images, weights: anchor.ewc_loss(live, before, information, weights.mean())
+
+    def to_reference(output: View, images: Tensor, weights: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits = reference(images).logits
+        return anchor.anchor_loss(output.output.logits, logits, weights, recipe.anchor_temperature)
+
+    return to_reference
+
+
+def _weights(recipe: Recipe, answers: Sequence[View], labels: Tensor) -> Tensor:
+    """lambda of each sample, [B]; of several teachers the mean probabilities count."""
+    if recipe.weighting == "fixed":
+        return anchor.reference_weights(labels[:, None], labels, "fixed", recipe.lambda_base)  # no teacher is asked
+    answer = answers[0] if len(answers) == 1 else mean_answer(answers, 1.0)
+    return anchor.reference_weights(answer.output.logits, labels, recipe.weighting, recipe.lambda_base)
+
+
+def _spread(weights: Sequence[Tensor]) -> dict[str, float]:
+    """Mean and quantiles of what the batches of an epoch had."""
+    if not weights:
+        return {}
+    together = torch.cat(list(weights)).cpu()
+    quantiles = torch.quantile(together, torch.tensor(QUANTILES)).tolist()
+    return {"mean": float(together.mean())} | {
+        f"q{round(100 * q):02d}": v for q, v in zip(QUANTILES, quantiles, strict=True)
+    }
 
 
 def accuracy(network: nn.Module, data: Data, split: Split) -> float:

@@ -15,7 +15,7 @@ from smskd import cli, datasets, methods, names, pairs
 from smskd.recipe import ANCHORS, WEIGHTINGS, Recipe, make, parse
 
 DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 4, 130
-_SETTINGS = ("anchor", "weighting", "lambda_base")
+_SETTINGS = ("anchor", "weighting", "lambda_base", "teachers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,11 @@ class Config:
     anchor: str | None = cli.key(None, "what holds later stages: " + ", ".join(ANCHORS) + " (default: the recipe's)")
     weighting: str | None = cli.key(None, "weight of the anchor: " + ", ".join(WEIGHTINGS) + " (default: the recipe's)")
     lambda_base: float | None = cli.key(None, "largest weight of the anchor (default: the recipe's)")
+    teachers: int | None = cli.key(None, "how many teachers the methods share out (default: the recipe's)")
     pair: str = cli.key("tiny", "teacher and student: " + ", ".join(pairs.PAIRS))
     data: str = cli.key("digits", "data set: " + ", ".join(datasets.NAMES))
     epochs: int | None = cli.key(None, "epochs per stage (default: the pair's own)")
+    epochs_total: int | None = cli.key(None, "epochs of all stages together, instead")
     seed: int = cli.key(0, "of the training")
     teacher: str | None = cli.key(
         None, "file with the teacher's weights (default: train one, and keep it in the store)"
@@ -80,11 +82,14 @@ def _read(argv: Sequence[str]) -> tuple[Config, Recipe]:
         raise ValueError(f"threads >= 1 must hold, but got threads={config.threads}")
     if config.seed < 0:
         raise ValueError(f"seed >= 0 must hold, but got seed={config.seed}")
-    for name in ("epochs", "teacher_epochs"):
+    for name in ("epochs", "epochs_total", "teacher_epochs"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} >= 1 must hold, but got {name}={value}")
     recipe = parse(config.recipe)
+    pairs.split_epochs(
+        len(recipe.stages), pairs.get(config.pair), epochs=config.epochs, epochs_total=config.epochs_total
+    )
     asked = {name: value for name in _SETTINGS if (value := getattr(config, name)) is not None}
     return config, make(recipe.notation, recipe.settings | asked)
 
@@ -115,7 +120,15 @@ def _train(config: Config, recipe: Recipe) -> int:
         accuracy = f"{100 * result.val_accuracy:.2f} % on validation"
         _say(f"stage {number} of {len(recipe.stages)}, {recipe.stages[number - 1]}: {accuracy}, {how}")
 
-    result = pipeline.run(recipe, seed=config.seed, epochs=config.epochs, on_stage=on_stage, device=None, **settings)
+    result = pipeline.run(
+        recipe,
+        seed=config.seed,
+        epochs=config.epochs,
+        epochs_total=config.epochs_total,
+        on_stage=on_stage,
+        device=None,
+        **settings,
+    )
     partial = out.with_name(f".{out.name}.partial")
     save_file(
         dict(result.weights),

@@ -1,6 +1,7 @@
 """Search spaces, one a file: a docstring, and suggest(trial, menu) -> Recipe. Nothing to register, and no torch.
 
-A file may also say MAX_STAGES, the number of stages it searches up to when nobody asks for another.
+A file may also say MAX_STAGES, the number of stages it searches up to when nobody asks for more; and COMPARISON = True,
+if its recipes are systems to be compared, at equal total epochs, and are all to be confirmed with fresh seeds.
 """
 
 from __future__ import annotations

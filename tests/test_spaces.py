@@ -58,7 +58,7 @@ def test_every_file_is_a_space() -> None:
     assert spaces.__file__ is not None
     files = {p.stem for p in Path(spaces.__file__).parent.glob("*.py")} - {"__init__"}
     assert set(spaces.available()) == files
-    assert len(files) == 4
+    assert len(files) == 5
     for name, summary in spaces.available().items():
         assert summary
         assert callable(spaces.load(name).suggest)

@@ -4,6 +4,7 @@ A method's file has, beside its pure loss functions:
     READS    which of the teacher's outputs it looks at: "logits", "embedding", "hint", "features"; others may be empty
     WEIGHTS  its published loss weights by name, which a pair may override
     build(task) -> Method
+    TEMPERATURE  if it softens logits: what several teachers' probabilities are averaged at (1 if it says nothing)
 """
 
 from __future__ import annotations

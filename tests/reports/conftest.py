@@ -28,8 +28,10 @@ def recipes_of_three() -> list[dict[str, Any]]:
     for name in [*names, "kd+rkd", "kd+fitnets+rkd", "kd>kd>kd"]:
         several = ">" in name
         for weighting in ("fixed", "tcp", "tcp_true") if several else ("fixed",):
-            out.append({"recipe": name, "weighting": weighting, "lambda_base": 0.5, "anchor": "reference"})
-    out.append({"recipe": "kd>fitnets>rkd", "weighting": "fixed", "lambda_base": 0.5, "anchor": "none"})
+            out.append(
+                {"recipe": name, "weighting": weighting, "lambda_base": 0.5, "anchor": "reference", "teachers": 1}
+            )
+    out.append({"recipe": "kd>fitnets>rkd", "weighting": "fixed", "lambda_base": 0.5, "anchor": "none", "teachers": 1})
     return out
 
 
@@ -129,7 +131,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         best = winner(summary)
         chosen = summary[summary["front"] | (summary["recipe"] == "kd")].to_dict("records")
         for recipe in chosen:
-            settings = {key: recipe[key] for key in ("recipe", "weighting", "lambda_base", "anchor")}
+            settings = {key: recipe[key] for key in ("recipe", "weighting", "lambda_base", "anchor", "teachers")}
             rows += [
                 row(settings, 100 + seed, "confirm", rng, recipe_id=recipe["recipe_id"]) for seed in range(confirm)
             ]

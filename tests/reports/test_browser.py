@@ -124,14 +124,14 @@ def test_narrow_and_dark(make_run: Callable[..., Path]) -> None:
 
 def test_hostile_names_and_two_seeds_draw_without_a_word(make_run: Callable[..., Path]) -> None:
     evil = "kd</script><script>document.body.dataset.evil = 1</script><img src=x onerror=console.log(1)>"
-    base = {"weighting": "fixed", "lambda_base": 0.5, "anchor": "reference"}
+    base = {"weighting": "fixed", "lambda_base": 0.5, "anchor": "reference", "teachers": 1}
     found = probe(make_run(recipes=[base | {"recipe": "kd"}, base | {"recipe": evil}], seeds=2, confirm=0))
     assert found["console"] == [] and found["marks"]["validation"] >= 2
     assert found["evil"] == ["", True]
 
 
 def test_one_recipe_of_one_seed_draws_without_a_word(make_run: Callable[..., Path]) -> None:
-    one = {"recipe": "kd", "weighting": "fixed", "lambda_base": 0.5, "anchor": "reference"}
+    one = {"recipe": "kd", "weighting": "fixed", "lambda_base": 0.5, "anchor": "reference", "teachers": 1}
     found = probe(make_run(recipes=[one], seeds=1, confirm=0))
     assert found["console"] == [] and found["marks"]["validation"] >= 1 and found["letters"][0]["card"] == "A · kd"
 

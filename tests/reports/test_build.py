@@ -22,7 +22,7 @@ from reports.build import build, main, read_info
 from reports.recipe_file import recipe_yaml
 
 Make = Callable[..., Path]
-KD = {"recipe": "kd", "weighting": "fixed", "lambda_base": 0.5, "anchor": "reference"}
+KD = {"recipe": "kd", "weighting": "fixed", "lambda_base": 0.5, "anchor": "reference", "teachers": 1}
 
 
 def text_of(run: Path) -> str:
@@ -80,7 +80,10 @@ def test_every_yaml_says_what_was_trained(make_run: Make) -> None:
     for entry in data_of(run)["recipes"]:
         loaded = yaml.safe_load(entry["yaml"])
         row = table[table["phase"] == "search"].loc[entry["id"]].iloc[0]
-        expected = {key: row[key] for key in ("recipe", "anchor", "weighting", "lambda_base", "pair", "data", "epochs")}
+        expected = {
+            key: row[key]
+            for key in ("recipe", "anchor", "weighting", "lambda_base", "teachers", "pair", "data", "epochs")
+        }
         assert loaded == expected | {"seed": 0, "train_size": 1000}
 
 
@@ -90,6 +93,7 @@ def test_yaml_quotes_what_it_must() -> None:
         "anchor": "none",
         "weighting": "no",
         "lambda_base": 1e-05,
+        "teachers": 3,
         "pair": "NULL",
         "epochs": 3,
     }
@@ -231,7 +235,7 @@ def test_the_page_fetches_nothing(make_run: Make) -> None:
 def test_two_thousand_recipes_in_under_five_seconds(make_run: Make) -> None:
     rng = np.random.default_rng(1)
     recipes = [
-        {"recipe": "kd>fitnets>rkd", "weighting": "tcp", "lambda_base": float(x), "anchor": "reference"}
+        {"recipe": "kd>fitnets>rkd", "weighting": "tcp", "lambda_base": float(x), "anchor": "reference", "teachers": 1}
         for x in rng.uniform(0, 1, 2000)
     ]
     run = make_run(recipes=recipes)

@@ -18,7 +18,14 @@ ROW: dict[str, Any] = {
     **{"recipe": "kd>rkd", "recipe_id": "0123456789ab", "pair": "tiny", "data": "digits", "seed": 0, "phase": "search"},
     **{"status": "complete", "error": None, "val_accuracy": 0.9, "test_accuracy": None, "train_flops": 1e9},
     **{"device_seconds": 2.5, "spent_seconds": 0.5, "params": 10, "latency_ms": None, "epochs": 3, "total_epochs": 6},
-    **{"n_stages": 2, "weighting": "fixed", "lambda_base": 0.5, "anchor": "reference"},
+    **{
+        "n_stages": 2,
+        "weighting": "fixed",
+        "lambda_base": 0.5,
+        "anchor": "reference",
+        "teachers": 1,
+        "extra_teacher_flops": None,
+    },
 }
 FAILED = ROW | {"seed": 1, "status": "failed", "error": "loss is NaN", "val_accuracy": None}
 
@@ -41,7 +48,7 @@ def test_types_hold_where_all_values_are_null_and_where_there_are_no_rows(tmp_pa
     for rows in ([FAILED], []):
         results.write(rows, tmp_path)
         schema = pq.read_schema(tmp_path / "results.parquet")
-        assert schema.metadata[b"smskd_schema"] == b"1"
+        assert schema.metadata[b"smskd_schema"] == b"2"
         kinds = {"str": "string", "int64": "int64", "float64": "double"}
         assert [str(field.type) for field in schema] == [kinds[c.dtype] for c in results.COLUMNS.values()]
         assert len(results.read(tmp_path)) == len(rows)
@@ -112,9 +119,9 @@ def test_damaged_files_and_other_schemas_are_named(tmp_path: Path) -> None:
         path.write_bytes(whole[:cut])
         with pytest.raises(ValueError, match="half-written"):
             results.read(tmp_path)
-    for metadata, found in (({b"smskd_schema": b"2"}, "'2'"), (None, "'none'")):
+    for metadata, found in (({b"smskd_schema": b"1"}, "'1'"), (None, "'none'")):
         pq.write_table(table.replace_schema_metadata(metadata), path)
-        with pytest.raises(ValueError, match=f"schema version {found}, but this program reads 1; run the same search"):
+        with pytest.raises(ValueError, match=f"schema version {found}, but this program reads 2; run the same search"):
             results.read(tmp_path)
     pq.write_table(table.drop_columns(["seed"]), path)
     with pytest.raises(ValueError, match=r"column seed .* no such column"):

@@ -23,6 +23,7 @@ from smskd.methods.fitnets import FitNets
 from smskd.pipeline import Bench, Result
 from smskd.store import Entry, Store
 from smskd.teacher import TABLE_BYTES, Teacher
+from spaces import systems
 
 TINY = pairs.get("tiny")
 PAPER = "kd>fitnets>rkd weighting=tcp"
@@ -69,6 +70,7 @@ def train(
     *,
     reference: nn.Module | None = None,
     teacher: Teacher | None = None,
+    teachers: list[Teacher] | None = None,
     data: Data | None = None,
     epochs: int = 1,
     seed: int = 5,
@@ -80,7 +82,7 @@ def train(
         stage=parsed.stages[-1],
         recipe=parsed,
         reference=reference,
-        teacher=teacher or bench.teacher,
+        teachers=[teacher or bench.teacher] if teachers is None else teachers,
         data=data or bench.data,
         schedule=TINY.student_schedule,
         loss_weights=TINY.loss_weights,
@@ -109,7 +111,7 @@ def test_teacher_and_reference_are_in_eval_mode_and_do_not_move(
     anchored = []
 
     def watched(student: nn.Module, **arguments: Any) -> training.Training:
-        frozen = [arguments["teacher"].network, *filter(None, [arguments["reference"]])]
+        frozen = [*(t.network for t in arguments["teachers"]), *filter(None, [arguments["reference"]])]
         before = [state_digest(network) for network in frozen]
         moving = state_digest(student)
         for network in frozen:
@@ -204,14 +206,15 @@ def test_the_global_generators_are_as_before(tmp_path: Path) -> None:
 def built(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[FitNets, dict[str, Tensor]]]]:
     """Each FitNets term that a test's stages build, and its state when it was built."""
     found: list[tuple[FitNets, dict[str, Tensor]]] = []
-    original = training.build_methods
+    original = training.build_terms
 
-    def watched(*arguments: Any) -> dict[str, Any]:
+    def watched(*arguments: Any) -> list[training.Term]:
         terms = original(*arguments)
-        found.extend((t, copy.deepcopy(t.state_dict())) for t in terms.values() if isinstance(t, FitNets))
+        methods = [term.method for term in terms]
+        found.extend((m, copy.deepcopy(m.state_dict())) for m in methods if isinstance(m, FitNets))
         return terms
 
-    monkeypatch.setattr(training, "build_methods", watched)
+    monkeypatch.setattr(training, "build_terms", watched)
     yield found
 
 
@@ -421,7 +424,7 @@ def test_a_diverged_stage_is_not_stored(bench: Bench, tmp_path: Path) -> None:
             store, bench.data, fresh(), TINY.student, TINY.student_schedule,
             recipe=recipe.parse("kd>fitnets"), parent=Entry(key="0", weights=broken, digest="0", facts={}),
             epochs=1, seed=0, init_seed=0, loss_weights=TINY.loss_weights,
-            teacher=bench.teacher, teacher_digest=bench.teacher_digest, flops={},
+            teachers=[bench.teacher], teacher_digests=[bench.teacher_digest], flops={},
         )  # fmt: skip
     assert not list(tmp_path.rglob("*.safetensors"))
 
@@ -510,3 +513,146 @@ def test_one_bench_whatever_the_order_of_the_arguments(tmp_path: Path) -> None:
     first = pipeline.prepare(pair="tiny", data="digits", train_size=100, teacher_epochs=1, store=tmp_path)
     again = pipeline.prepare(store=tmp_path, teacher_epochs=1, train_size=100, data="digits", pair="tiny")
     assert again is first
+
+
+# --- several teachers, EWC, one total budget
+
+
+def test_teachers_are_dealt_out_to_the_methods_in_turn() -> None:
+    assert training.assigned(("kd", "fitnets", "rkd"), 1) == [(0,)] * 3
+    assert training.assigned(("kd", "fitnets", "rkd"), 3) == [(0,), (1,), (2,)]
+    assert training.assigned(("kd", "rkd"), 3) == [(0, 2), (1,)]
+    assert training.assigned(("kd", "fitnets", "rkd"), 2) == [(0,), (1,), (0,)]
+    assert training.assigned(("kd",), 3) == [(0, 1, 2)]
+
+
+def test_an_ensemble_averages_probabilities_and_not_logits() -> None:
+    a, b = torch.tensor([[8.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    views = [training.View(models.Output(logits=x, features=(), embedding=x), 0) for x in (a, b)]
+    mean = training.mean_answer(views, 4.0).output.logits
+    wanted = (torch.softmax(a / 4, dim=1) + torch.softmax(b / 4, dim=1)) / 2
+    torch.testing.assert_close(torch.softmax(mean / 4, dim=1), wanted)
+    assert not torch.allclose(torch.softmax((a + b) / 8, dim=1), wanted, atol=0.01)
+
+
+def test_each_method_listens_to_its_own_teacher(bench: Bench) -> None:
+    other = copy.deepcopy(bench.teacher.network)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(0.5)
+    two = [bench.teacher, Teacher(other, bench.data)]
+
+    def trained(teachers: list[Teacher], text: str = "kd+rkd teachers=2") -> str:
+        student = fresh()
+        train(student, text, bench, teachers=teachers)
+        return state_digest(student)
+
+    assert trained(two) != trained([two[0]] * 2) != trained([two[1]] * 2)
+    assert trained(two) != trained(two[::-1])
+    assert trained([two[0]] * 2) == trained([two[0]], "kd+rkd")  # the same teacher twice is one teacher
+    assert trained(two, "kd teachers=2") not in {trained([t], "kd") for t in two}
+    assert trained(two, "fitnets teachers=2") not in {trained([t], "fitnets") for t in two}
+
+
+def test_further_teachers_are_trained_once_and_have_their_own_cost(tmp_path: Path) -> None:
+    result = run("kd+rkd teachers=2", tmp_path)
+    kept = len(list(tmp_path.glob("entries/*/*")))
+    assert kept == 3  # two teachers, one stage
+    alone = run("kd+rkd", tmp_path)
+    assert result.extra_teacher_flops > 0 == alone.extra_teacher_flops
+    assert result.recipe.id != alone.recipe.id and result.stages[0].digest != alone.stages[0].digest
+    assert run("kd+rkd teachers=2", tmp_path).extra_teacher_flops == result.extra_teacher_flops
+    assert len(list(tmp_path.glob("entries/*/*"))) == kept + 1
+
+
+def test_teachers_without_use_are_not_in_the_id() -> None:
+    assert recipe.parse("ce teachers=3").id == recipe.parse("ce").id
+    assert recipe.parse("ce>ce teachers=3").id == recipe.parse("ce>ce").id
+    assert recipe.parse("ce>ce teachers=3 weighting=tcp").id != recipe.parse("ce>ce weighting=tcp").id
+    assert recipe.parse("kd teachers=3").id != recipe.parse("kd").id
+    assert str(recipe.parse("kd teachers=3")) == "kd teachers=3"
+    for wrong in ("kd teachers=0", "kd teachers=2.5", "kd teachers=x"):
+        with pytest.raises(ValueError, match="teachers"):
+            recipe.parse(wrong)
+
+
+def test_fisher_is_the_mean_of_squared_gradients_and_not_the_square_of_the_mean(bench: Bench) -> None:
+    network, count = fresh(), 6
+    images, labels = bench.data.normalised(bench.data.train.images[:count]), bench.data.train.labels[:count]
+    found = anchor.fisher(network, images, labels)
+    assert network.training and list(found) == [name for name, _ in network.named_parameters()]  # no buffers
+    network.eval()
+    squares = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
+    for image, label in zip(images, labels, strict=True):
+        network.zero_grad()
+        torch.nn.functional.cross_entropy(network(image[None]).logits, label[None]).backward()
+        for name, p in network.named_parameters():
+            assert p.grad is not None
+            squares[name] += p.grad.square() / count
+    for name, value in squares.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-9)
+    network.zero_grad()
+    torch.nn.functional.cross_entropy(network(images).logits, labels).backward()
+    of_the_mean = {name: p.grad for name, p in network.named_parameters()}
+    assert any(g is not None and not torch.allclose(found[n], g.square(), rtol=0.1) for n, g in of_the_mean.items())
+
+
+def test_ewc_loss_at_a_worked_value_and_zero_at_its_reference() -> None:
+    student = {"a": torch.tensor([1.0, 3.0], requires_grad=True)}
+    reference, information = {"a": torch.tensor([0.0, 1.0])}, {"a": torch.tensor([2.0, 0.5])}
+    loss = anchor.ewc_loss(student, reference, information, torch.tensor(0.5))
+    assert loss.item() == pytest.approx(0.25 * (2 * 1 + 0.5 * 4))
+    (gradient,) = torch.autograd.grad(loss, student["a"])
+    assert gradient.tolist() == pytest.approx([0.5 * 2 * 1, 0.5 * 0.5 * 2])
+    same = {"a": reference["a"].clone().requires_grad_()}
+    assert (
+        torch.autograd.grad(anchor.ewc_loss(same, reference, information, torch.tensor(0.5)), same["a"])[0].sum() == 0
+    )
+    with pytest.raises(ValueError, match="same parameters"):
+        anchor.ewc_loss(student, {}, information, torch.tensor(0.5))
+
+
+def test_ewc_changes_the_training_and_holds_the_student_back(bench: Bench) -> None:
+    def moved(text: str) -> float:
+        student, _ = train_all(text, bench)
+        first, _ = train_all("kd", bench)
+        pairs_of = zip(student.parameters(), first.parameters(), strict=True)
+        return sum((p - q).square().sum().item() for p, q in pairs_of)
+
+    free, held, tight = (
+        moved(f"kd>rkd {words}") for words in ("anchor=none", "anchor=ewc", "anchor=ewc lambda_base=10")
+    )
+    assert tight < held < free
+    _, done = train_all("kd>rkd anchor=ewc weighting=tcp", bench)
+    assert "anchor" in done[1].losses[0] and "anchor" not in done[0].losses[0]
+    assert recipe.parse("kd>rkd anchor=ewc").id == recipe.parse("kd>rkd anchor=ewc anchor_temperature=2").id
+
+
+def test_lambda_of_the_last_epoch_is_recorded(bench: Bench) -> None:
+    _, (first, fixed) = train_all("kd>rkd lambda_base=0.3", bench)
+    assert first.anchor_weights == {}
+    assert list(fixed.anchor_weights.values()) == pytest.approx([0.3] * 6)
+    _, (_, tcp) = train_all("kd>rkd weighting=tcp", bench)
+    w = tcp.anchor_weights
+    assert 0 <= w["q05"] <= w["q25"] <= w["q50"] <= w["q75"] <= w["q95"] <= 0.5 and w["q05"] < w["q95"]
+
+
+@pytest.mark.parametrize(("stages", "each"), [(1, [50]), (2, [25, 25]), (3, [17, 17, 16]), (4, [13, 13, 12, 12])])
+def test_a_total_is_split_over_the_stages(stages: int, each: list[int]) -> None:
+    assert pairs.split_epochs(stages, TINY, epochs=None, epochs_total=50) == each
+    assert pairs.split_epochs(stages, TINY, epochs=7, epochs_total=None) == [7] * stages
+
+
+def test_totals_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1 epoch, but got epochs_total=2 for 3 stages"):
+        pairs.split_epochs(3, TINY, epochs=None, epochs_total=2)
+    with pytest.raises(ValueError, match="leave one out"):
+        pairs.split_epochs(3, TINY, epochs=2, epochs_total=2)
+
+
+def test_every_system_trains_for_the_same_total() -> None:
+    listed = systems.systems(("kd", "fitnets", "rkd"))
+    assert len({recipe.make(stages, settings).id for stages, settings in listed.values()}) == len(listed) == 20
+    for stages, settings in listed.values():
+        made = recipe.make(stages, settings)
+        assert sum(pairs.split_epochs(len(made.stages), TINY, epochs=None, epochs_total=150)) == 150
