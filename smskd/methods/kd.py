@@ -12,9 +12,10 @@ from smskd.methods.base import Batch, Method, Task, View
 
 READS = frozenset({"logits"})
 WEIGHTS = {"kd": 0.9}
+TEMPERATURE = 4.0
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """KL(teacher || student) at a temperature, times its square.
 
     Args:
@@ -69,7 +70,7 @@ class _Divergence(torch.autograd.Function):
 
 
 class KD(Method):
-    """kd_loss at temperature 4, weighted."""
+    """kd_loss at its published temperature, weighted."""
 
     def __init__(self, weight: float) -> None:
         super().__init__()
