@@ -4,7 +4,8 @@ A method's file has, beside its pure loss functions:
     READS    which of the teacher's outputs it looks at: "logits", "embedding", "hint", "features"; others may be empty
     WEIGHTS  its published loss weights by name, which a pair may override
     build(task) -> Method
-    TEMPERATURE  if it softens logits: what several teachers' probabilities are averaged at (1 if it says nothing)
+    TEMPERATURE  if it softens logits: the default of its loss functions, and what the probabilities of several
+                 teachers are averaged at (1 if it isn't there)
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from smskd.models import Output
+
+# Shorter rows count as zero: their gradient, in proportion to 1 / length, would leave float32.
+_SHORTEST = 1e-30
 
 
 class View(NamedTuple):
@@ -62,3 +67,30 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
         """Named, weighted scalar losses; their sum is what the stage minimises."""
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows [B, D] divided by their lengths, in float64, in which no float32's square overflows or vanishes.
+
+    A row of zeros stays so, and its gradient is zero.
+    """
+    x = rows.double()
+    squared = x.square().sum(dim=1, keepdim=True)
+    real = squared > _SHORTEST**2
+    return x / torch.where(real, squared, 1.0).sqrt() * real
+
+
+def check_one_batch(what: str, student: Tensor, teacher: Tensor, *, ndim: int, shape: str) -> None:
+    """Refuse two tensors that aren't outputs for the images of one batch.
+
+    Args:
+        what: their name, in the plural. ndim: how many dimensions each must have. shape: these, to be told.
+
+    Raises:
+        ValueError: another number of dimensions, or two batch sizes; told with both shapes.
+    """
+    if student.ndim != ndim or teacher.ndim != ndim or len(student) != len(teacher):
+        raise ValueError(
+            f"{what} must be {shape} of one batch, but got student {tuple(student.shape)} and teacher "
+            f"{tuple(teacher.shape)}"
+        )

@@ -70,7 +70,7 @@ class _Divergence(torch.autograd.Function):
 
 
 class KD(Method):
-    """kd_loss at temperature 4, weighted."""
+    """kd_loss at its published temperature, weighted."""
 
     def __init__(self, weight: float) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smskd.methods.base import Batch, Method, Task, View
+from smskd.methods.base import Batch, Method, Task, View, check_one_batch
 
 READS = frozenset({"embedding"})
 WEIGHTS = {"rkd_distance": 25.0, "rkd_angle": 50.0}
@@ -56,11 +56,7 @@ class _Pairs(NamedTuple):
 
 
 def _pairs_of_both(student: Tensor, teacher: Tensor) -> tuple[_Pairs, _Pairs]:
-    if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
-        raise ValueError(
-            f"embeddings must be [B, D] and [B, E] of one batch, but got {tuple(student.shape)} and "
-            f"{tuple(teacher.shape)}"
-        )
+    check_one_batch("embeddings", student, teacher, ndim=2, shape="[B, D] and [B, E]")
     return _pairs(student), _pairs(teacher.detach())
 
 
