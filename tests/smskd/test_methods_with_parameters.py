@@ -6,7 +6,7 @@ What all methods keep to is in tests/contracts/test_methods.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,21 @@ def test_flops_of_its_own_layers_are_counted(name: str, bench: Bench, tmp_path: 
     assert flops(name) > flops("kd") if name != "logit_std" else flops(name) == flops("kd")
 
 
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [
+        (logit_std.logit_std_loss, (4, 5)),
+        (reviewkd.hierarchical_context_loss, (2, 3, 4, 4)),
+        (lambda mean, target: vid.negative_log_likelihood(mean, torch.ones(3), target), (2, 3, 4, 4)),
+    ],
+)
+def test_losses_give_the_teacher_no_gradient(loss: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
+    student, teacher = randn(*shape).requires_grad_(), randn(*shape, seed=1).requires_grad_()
+    loss(student, teacher).backward()
+    assert teacher.grad is None
+    assert student.grad is not None and student.grad.abs().sum() > 0
+
+
 # --- logit_std
 
 
@@ -179,7 +194,6 @@ def test_constant_logits_have_z_scores_and_gradients_of_zero(value: float) -> No
 
 def test_logit_std_has_the_gradient_of_its_value() -> None:
     student, teacher = randn(3, 5).double().requires_grad_(), randn(3, 5, seed=1).double()
-    # two samples of one largest deviation each would be a kink; these have none
     assert torch.autograd.gradcheck(lambda s: logit_std.logit_std_loss(s, teacher), (student,))
 
 
