@@ -22,7 +22,7 @@ from smskd import recipe as recipes
 from smskd import stage as training
 from smskd import teacher as teachers
 from smskd.data import Data
-from smskd.methods import base, ce
+from smskd.methods import base, ce, kd
 from smskd.methods.base import Batch
 from smskd.pairs import Network, Pair, Schedule
 from smskd.recipe import Recipe
@@ -418,8 +418,9 @@ def _flops(
 
 def _terms(stage_methods: tuple[str, ...]) -> set[str]:
     """Names of the loss weights that a stage of these methods uses."""
-    kinds = {"ce_beside_kd" if "kd" in stage_methods else "ce"}
-    return kinds.union(*(methods.load(name).WEIGHTS for name in stage_methods if name != "ce"))
+    return {ce.weight_name(stage_methods)}.union(
+        *(methods.load(name).WEIGHTS for name in stage_methods if name != "ce")
+    )
 
 
 def _fresh(spec: Network, data: Data, *, seed: int) -> nn.Module:
@@ -464,6 +465,7 @@ def code_digest(network: str, stage_methods: tuple[str, ...]) -> str:
         Teacher,
         base,
         ce,
+        kd,  # the anchor's divergence, and that of methods built on it
         models,
         importlib.import_module(f"smskd.models.{family}"),
     ]

@@ -25,8 +25,8 @@ WEIGHTINGS = ("fixed", "tcp", "tcp_true")
 class Stage:
     """One stage: a set of methods, trained together.
 
-    Cross-entropy on the labels is part of every stage (weight 0.1 beside `kd`, 1 otherwise); a stage of `ce` alone
-    trains without a teacher. The methods are kept in one customary order, so that `rkd+kd` equals `kd+rkd`.
+    Cross-entropy on the labels is part of every stage (weight 0.1 beside `kd` or `logit_std`, else 1); a stage of `ce`
+    alone trains without a teacher. The methods are kept in one customary order, so that `rkd+kd` equals `kd+rkd`.
     """
 
     methods: tuple[str, ...]

@@ -2,7 +2,8 @@
 
 A method's file has, beside its pure loss functions:
     READS    which of the teacher's outputs it looks at: "logits", "embedding", "hint", "features"; others may be empty
-    WEIGHTS  its published loss weights by name, which a pair may override
+    WEIGHTS  its published loss weights by the name of the loss term each multiplies, which a pair may override; names
+             begin with the method's, since terms and weights of a joint stage lie in one table
     build(task) -> Method
     TEMPERATURE  if it softens logits: the default of its loss functions, and what the probabilities of several
                  teachers are averaged at (1 if it isn't there)
@@ -62,11 +63,17 @@ class Task:
 
 
 class Method(nn.Module, ABC):
-    """A method with its weights; parameters of its own (regressors) live and die with the stage."""
+    """A method with its weights; parameters and memory of its own live and die with the stage.
+
+    In eval mode its loss is only measured: nothing of it changes, and the images may be none of the training ones.
+    """
 
     @abstractmethod
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
-        """Named, weighted scalar losses; their sum is what the stage minimises."""
+        """Weighted scalar losses, float32, by names from WEIGHTS; their sum is what the stage minimises.
+
+        The teacher's outputs are constants. The networks' outputs may be in half precision.
+        """
 
 
 def unit_rows(rows: Tensor) -> Tensor:

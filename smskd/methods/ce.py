@@ -9,6 +9,8 @@ from torch import Tensor
 
 READS: frozenset[str] = frozenset()
 WEIGHTS = {"ce": 1.0, "ce_beside_kd": 0.1}
+# The methods that are published with cross-entropy at a tenth: KD in its forms.
+BESIDE_KD = frozenset({"kd", "logit_std"})
 
 
 def cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
@@ -16,6 +18,11 @@ def cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(student_logits.float(), labels)
 
 
+def weight_name(methods: Sequence[str]) -> str:
+    """Which of WEIGHTS a stage of these methods uses: less beside KD, whose soft targets hold the labels' part too."""
+    return "ce" if BESIDE_KD.isdisjoint(methods) else "ce_beside_kd"
+
+
 def weight(methods: Sequence[str], weights: Mapping[str, float]) -> float:
-    """The weight of cross-entropy in a stage: less beside `kd`, whose soft targets hold the labels' part too."""
-    return weights["ce_beside_kd" if "kd" in methods else "ce"]
+    """The weight of cross-entropy in a stage of these methods."""
+    return weights[weight_name(methods)]

@@ -71,7 +71,7 @@ class FitNets(Method):
         self.weight = weight
 
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
-        return {"fitnets": self.weight * hint_loss(self.regressor(student.hint), teacher.hint)}
+        return {"fitnets": self.weight * hint_loss(self.regressor(student.hint.float()), teacher.hint)}
 
 
 def build(task: Task) -> Method:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smskd import anchor
+from smskd import anchor, pipeline
 from smskd.methods import ce, fitnets, kd, rkd
 
 LABELS = torch.tensor([0, 1])
@@ -80,9 +80,22 @@ def test_kd_of_half_precision_is_float32_and_finite() -> None:
     assert student.grad is not None and student.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("methods", "weight"), [(("ce",), 1.0), (("fitnets", "rkd"), 1.0), (("kd", "rkd"), 0.1)])
+@pytest.mark.parametrize(
+    ("methods", "weight"),
+    [
+        (("ce",), 1.0),
+        (("fitnets", "rkd"), 1.0),
+        (("kd", "rkd"), 0.1),
+        (("logit_std",), 0.1),
+        (("kd", "logit_std"), 0.1),
+        (("crd", "reviewkd", "vid"), 1.0),
+    ],
+)
 def test_cross_entropy_weighs_a_tenth_beside_kd(methods: tuple[str, ...], weight: float) -> None:
     assert ce.weight(methods, ce.WEIGHTS) == weight
+    assert ce.WEIGHTS[ce.weight_name(methods)] == weight
+    of_stage = pipeline._terms(methods)
+    assert {term for term in of_stage if term in ce.WEIGHTS} == {ce.weight_name(methods)}
 
 
 # --- anchor
