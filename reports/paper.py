@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,7 @@ def _systems(bench: Bench) -> Table:
     ]
     teacher = percent(bench.teacher)
     row = ("teacher, on validation", NONE, f"{PUBLISHED[PUBLISHED_PAIR]['teacher']:.1f}", teacher, NONE, NONE)
-    more = [(*row, bench.data_text)]
+    more = [(*row, bench.data)]
     return _table("Systems", [(bench, system) for system in systems], [(bench, claim) for claim in claims], more=more)
 
 
@@ -301,7 +301,7 @@ def _table(
             text = _incomplete(variant)
             if values:
                 text = percent(sum(values) / len(values), half_width(of.spread[split], len(values)))
-            rows.append((*start, text, str(len(values)), str(epochs), of.data_text))
+            rows.append((*start, text, str(len(values)), str(epochs), of.data_text if side_by_side else of.data))
     judged: list[tuple[str, ...]] = []
     for of, claim in claims:
         text = f"{of.pair}: {claim.text}" if side_by_side else claim.text
@@ -330,7 +330,7 @@ def _table(
         head=_head([of for of, _ in ours], split, side_by_side),
         measured=Grid(
             header=("system", "recipe", "published, %", "ours, %", "seeds", "total epochs", "data"),
-            align="llrrrrl",
+            align="pprrrrl",
             rows=(*rows, *more),
         ),
         claims=Grid(
@@ -551,14 +551,11 @@ def write(folders: Sequence[Path], out: Path) -> list[Path]:
     found = tables(runs)
     if not found:
         raise ValueError(f"a run has rows, but {', '.join(map(str, folders))} has none; let the search finish a recipe")
-    files: dict[str, Callable[[], str]] = {
-        "paper.md": lambda: markdown("Next to the published numbers of SMSKD (arXiv 2601.15657)", found),
-        "paper.tex": lambda: latex(found),
-    }
-    texts = {out / name: text().encode("utf-8", errors="replace") for name, text in files.items()}
+    title = "Next to the published numbers of SMSKD (arXiv 2601.15657)"
+    texts = {out / "paper.md": markdown(title, found), out / "paper.tex": latex(found)}
     out.mkdir(parents=True, exist_ok=True)
-    for path, content in texts.items():
-        results.write_atomically(path, content)
+    for path, text in texts.items():
+        results.write_atomically(path, text.encode("utf-8", errors="replace"))
     return list(texts)
 
 

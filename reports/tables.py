@@ -64,10 +64,9 @@ def latex(tables: Sequence[Table]) -> str:
     for table in tables:
         caption = _escape(f"{table.title}. {table.head}", _LATEX)
         remarks = [f"\\par {_escape(remark, _LATEX)}" for remark in table.remarks]
-        parts += [
-            *("\\begin{table}[p]", "\\centering\\footnotesize", f"\\caption{{{caption}}}", _latex_grid(table.measured)),
-            *("\\par\\medskip", _latex_grid(table.claims), *remarks, "\\end{table}", ""),
-        ]
+        parts += ["\\begin{table}[p]", "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}"]
+        parts += [f"\\caption{{{caption}}}", _latex_grid(table.measured), "\\par\\medskip", _latex_grid(table.claims)]
+        parts += [*remarks, "\\end{table}", ""]
     return "\n".join(parts)
 
 
@@ -85,6 +84,6 @@ def _markdown_grid(grid: Grid) -> str:
 
 def _latex_grid(grid: Grid) -> str:
     header, *rows = (" & ".join(_escape(cell, _LATEX) for cell in row) + " \\\\" for row in (grid.header, *grid.rows))
-    columns = "".join(r"p{0.3\textwidth}" if align == "p" else align for align in grid.align)
+    columns = "".join(r"p{0.24\textwidth}" if align == "p" else align for align in grid.align)
     lines = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", header, "\\midrule", *rows]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
