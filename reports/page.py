@@ -6,21 +6,30 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from reports import figures
+from reports import figures, paper
 from reports.front import COSTS, nondominated, summarise, winner
 from reports.recipe_file import recipe_yaml
 from reports.results import STATUSES
 from reports.statistics import Gain, paired_gain, sampling_half_width
+from reports.text import (
+    NONE,
+    TIMES,
+    WEIGHTINGS,
+    display,
+    duration,
+    known,
+    number,
+    percent,
+    plural,
+    points,
+    when,
+)
 
-NONE = "–"  # noqa: RUF001 (en dash: not measured, or without effect)
-MINUS, TIMES = "−", "×"  # noqa: RUF001 (what a reader expects in a printed number)
-WEIGHTINGS = {"fixed": "fixed λ", "tcp": "TCP, top class", "tcp_true": "TCP, true class"}
 _QUANTITIES: dict[
     str, tuple[str, str, dict[float, str]]
 ] = {  # field of the axis: what it is, its short name, steps of its unit
@@ -91,7 +100,7 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any], files: Mapping[str,
     if files.get("best.yaml") and info.get("winner") == best["recipe_id"]:
         yamls[best["recipe_id"]] = str(files["best.yaml"])
     entries = [_entry(row, costs, base, low, yamls[row["recipe_id"]]) for row in rows]
-    tested = any(_known(row["test_accuracy"]) for row in rows)
+    tested = any(known(row["test_accuracy"]) for row in rows)
     panels = {"validation": teacher} | ({"test": None} if tested else {})  # the teacher isn't measured on test
     drawn: dict[str, Any] = {
         cost.name: {
@@ -120,6 +129,7 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any], files: Mapping[str,
         "gains": gains,
         "baseline": baseline,
         "budget": _budget_note(rows, base),
+        "paper": [table for table in paper.tables([paper.Run(table=results, info=info)]) if table.judged],
         "data": {
             "recipes": [{key: value for key, value in entry.items() if key not in _TABLES_ONLY} for entry in entries],
             "lines": _lines(summary, costs, list(panels), low),
@@ -129,55 +139,6 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any], files: Mapping[str,
             "pinned": best["recipe_id"],
         },
     }
-
-
-def number(value: float) -> str:
-    """Three significant digits, whole from 100 on, with a true minus sign."""
-    return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", MINUS)
-
-
-def percent(mean: Any, half_width: Any = None) -> str:
-    """A fraction in per cent, without the sign, with its interval where there is one."""
-    if not _known(mean):
-        return NONE
-    return f"{100 * float(mean):.2f}" + (f" ± {100 * float(half_width):.2f}" if _known(half_width) else "")
-
-
-def points(gain: Gain) -> str:
-    """A difference of fractions in points, signed, with its interval where there is one."""
-    text = f"{100 * gain.mean:+.2f}".replace("-", MINUS)
-    return text + (f" ± {100 * gain.half_width:.2f}" if gain.half_width is not None else "")
-
-
-def display(recipe: str) -> str:
-    """`kd>rkd` as kd → rkd."""
-    return recipe.replace(">", " → ")
-
-
-def plural(n: int, noun: str) -> str:
-    """1 recipe, 2 recipes."""
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
-
-
-def duration(seconds: Any) -> str:
-    """Seconds as s, min or h."""
-    if not _known(seconds):
-        return "not recorded"
-    value = float(seconds)
-    return f"{number(value)} s" if value < 120 else f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
-
-
-def when(iso: object) -> str:
-    """An ISO time as 2026-11-24 05:40 UTC; other text as it is."""
-    try:
-        time = datetime.fromisoformat(str(iso))
-    except ValueError:
-        return str(iso)
-    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if time.tzinfo else f"{time:%Y-%m-%d %H:%M}"
-
-
-def _known(value: Any) -> bool:
-    return value is not None and bool(pd.notna(value))
 
 
 def _get(info: Mapping[str, Any], *path: str) -> Any:
@@ -275,10 +236,10 @@ def _entry(row: Row, costs: list[Cost], base: Row | None, low: float, yaml: str)
     for each in costs:
         entry |= {each.name: each.of(row), f"{each.name}_text": each.text(row)}
     entry |= _drawn("validation", row["val_accuracy"], row["val_half_width"] if row["letter"] else None, low)
-    if _known(row["test_accuracy"]):
+    if known(row["test_accuracy"]):
         entry |= _drawn("test", row["test_accuracy"], row["test_half_width"], low) | {
             "test_mean": percent(row["test_accuracy"]),
-            "test_bar": percent(row["test_half_width"]) if _known(row["test_half_width"]) else "",
+            "test_bar": percent(row["test_half_width"]) if known(row["test_half_width"]) else "",
             "test_text": f"{percent(row['test_accuracy'], row['test_half_width'])} % "
             f"({plural(row['confirm_seeds'], 'fresh seed')})",
             "shrink": points(Gain(row["val_accuracy"] - row["test_accuracy"], None, 0)),
@@ -292,7 +253,7 @@ def _entry(row: Row, costs: list[Cost], base: Row | None, low: float, yaml: str)
 def _drawn(panel: str, mean: float, half_width: float | None, low: float) -> dict[str, Any]:
     value = 100 * mean
     out = {panel: value, f"{panel}_drawn": max(value, low), f"{panel}_below": value < low}
-    if _known(half_width):
+    if known(half_width):
         out |= {
             f"{panel}_low": value - 100 * float(half_width or 0),
             f"{panel}_high": value + 100 * float(half_width or 0),
@@ -376,7 +337,7 @@ def _counts(rows: Sequence[Row], info: Mapping[str, Any]) -> str:
     if isinstance(planned, int) and planned > len(rows):
         count = f"{len(rows):,} of {plural(planned, 'recipe')} complete"
     text = f"{count} {TIMES} {_seeds_text([row['seeds'] for row in rows], 'search seed')}" if rows else f"{count}"
-    confirmed = [row for row in rows if _known(row["test_accuracy"])]
+    confirmed = [row for row in rows if known(row["test_accuracy"])]
     if not confirmed:
         return text + "; not confirmed on the test split."
     front = sum(bool(row["letter"]) for row in confirmed)
@@ -396,11 +357,11 @@ def _seeds_text(counts: Iterable[int], noun: str) -> str:
 def _tiles(
     best: Row, base: Row | None, rows: Sequence[Row], cost: Cost, gains: list[dict[str, Any]]
 ) -> list[dict[str, str]]:
-    tested = _known(best["test_accuracy"])
+    tested = known(best["test_accuracy"])
     split, mean, width = (
         ("test", "test_accuracy", "test_half_width") if tested else ("validation", "val_accuracy", "val_half_width")
     )
-    interval = _known(best[width])
+    interval = known(best[width])
     gain = next((g for g in gains if g["id"] == best["recipe_id"] and g["split"] == split), None)
     remarks = [f"{gain['short']} points over 1-stage {base['recipe']}, same seeds" if gain and base else ""]
     remarks += [
@@ -408,7 +369,7 @@ def _tiles(
         "" if tested else "it was chosen on these images, which flatters",
     ]
     front = [row for row in rows if row["letter"]]
-    confirmed = [row for row in front if _known(row["test_accuracy"])]
+    confirmed = [row for row in front if known(row["test_accuracy"])]
     held = sum(bool(row["holds"]) for row in confirmed)
     fourth = {
         "label": "Front",
@@ -509,7 +470,7 @@ def _provenance(
         once = "Opened once, after the front was frozen"
         again = "Opened more than once (reopen_test), so its numbers flatter; last"
         opened = f"{again if confirm.get('reopened') else once}: {when(confirm['opened'])}."
-    tested = [float(row["test_accuracy"]) for row in rows if _known(row["test_accuracy"])]
+    tested = [float(row["test_accuracy"]) for row in rows if known(row["test_accuracy"])]
     if tested and isinstance(data.get("test"), int) and data["test"] > 0:
         error = 100 * sampling_half_width(max(tested), data["test"])
         opened += f" Beside the seeds' spread, the choice of images alone makes ±{error:.2f} points (95 %)."

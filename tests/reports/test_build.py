@@ -20,6 +20,7 @@ import yaml
 from reports import page, results
 from reports.build import build, main, read_info
 from reports.recipe_file import recipe_yaml
+from reports.text import MINUS, NONE, TIMES, number
 
 Make = Callable[..., Path]
 KD = {"recipe": "kd", "weighting": "fixed", "lambda_base": 0.5, "anchor": "reference", "teachers": 1}
@@ -53,7 +54,7 @@ def test_default_run_shows_its_numbers(make_run: Make) -> None:
         assert f"{100 * rows[rows['phase'] == 'search']['val_accuracy'].mean():.2f}" in text
         assert f"{100 * rows[rows['phase'] == 'confirm']['test_accuracy'].mean():.2f}" in text
     assert "tiny_teacher → tiny_student, digits" in text
-    assert f"45 recipes {page.TIMES} 3 search seeds; 5 front members confirmed with 5 fresh seeds" in text
+    assert f"45 recipes {TIMES} 3 search seeds; 5 front members confirmed with 5 fresh seeds" in text
     assert "opened once (2026-11-24 05:40 UTC)" in text
     assert "183 stage runs trained, 318 without sharing" in text and "unfinished" not in text.split("Accuracy")[0]
 
@@ -118,8 +119,8 @@ def test_settings_without_effect_are_a_dash(make_run: Make) -> None:
     entries = contents(make_run())["entries"]
     single = next(e for e in entries if e["name"] == "kd")
     free = next(e for e in entries if e["settings"] == "no anchor")
-    assert (single["lambda"], single["weighting"], single["anchor"]) == (page.NONE,) * 3
-    assert (free["lambda"], free["weighting"], free["anchor"]) == (page.NONE, page.NONE, "none")
+    assert (single["lambda"], single["weighting"], single["anchor"]) == (NONE,) * 3
+    assert (free["lambda"], free["weighting"], free["anchor"]) == (NONE, NONE, "none")
 
 
 def test_without_confirmation_there_is_no_test_number(make_run: Make) -> None:
@@ -297,7 +298,7 @@ def test_reports_imports_no_training_code() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.01234, "0.0123"), (1.5, "1.5"), (99.96, "100"), (1234.5, "1,234"), (-0.5, page.MINUS + "0.5")],
+    [(0.01234, "0.0123"), (1.5, "1.5"), (99.96, "100"), (1234.5, "1,234"), (-0.5, MINUS + "0.5")],
 )
 def test_numbers(value: float, text: str) -> None:
-    assert page.number(value) == text
+    assert number(value) == text

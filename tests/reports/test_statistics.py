@@ -7,7 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from reports.statistics import Gain, Pooled, half_width, paired_gain, pooled_sd, sampling_half_width
+from reports.statistics import (
+    Gain,
+    Pooled,
+    detectable_difference,
+    half_width,
+    paired_gain,
+    pooled_sd,
+    range_of_means,
+    sampling_half_width,
+)
 
 
 def test_pooled_sd_by_hand() -> None:
@@ -53,3 +62,40 @@ def test_sampling_error_of_ten_thousand_images() -> None:
     assert sampling_half_width(0.76, 10_000) == pytest.approx(0.00837, abs=1e-5)
     with pytest.raises(ValueError, match="images >= 1"):
         sampling_half_width(0.5, 0)
+
+
+def test_detectable_difference_is_detected_in_four_of_five_experiments() -> None:
+    rng = np.random.default_rng(0)
+    sd, n = 0.003, 5
+    difference = detectable_difference(Pooled(sd, n - 1), n)
+    assert difference is not None
+    draws = rng.normal(difference, sd, size=(20_000, n))
+    t = draws.mean(axis=1) / draws.std(axis=1, ddof=1) * math.sqrt(n)
+    assert np.mean(t > 2.77645) == pytest.approx(0.8, abs=0.01)
+    assert detectable_difference(Pooled(None, 0), 1) is None
+    with pytest.raises(ValueError, match="0 < power < 1"):
+        detectable_difference(Pooled(1.0, 2), 3, power=1.0)
+
+
+def test_range_of_equal_means_is_what_a_simulation_shows() -> None:
+    rng = np.random.default_rng(0)
+    # four seeds of six equal recipes; the seeds' own effect, larger than the noise, must not count
+    draws = rng.normal(0, 0.2, size=(40_000, 4, 6)) + rng.normal(0, 1, size=(40_000, 4, 1))
+    means = draws.mean(axis=1)
+    rest = draws - means[:, None] - draws.mean(axis=2, keepdims=True) + draws.mean(axis=(1, 2))[:, None, None]
+    errors = np.sqrt((rest**2).sum(axis=(1, 2)) / 15 / 4)
+    ratios = np.ptp(means, axis=1) / errors
+    found = range_of_means(draws[0].tolist())
+    assert found is not None and found.found == pytest.approx(np.ptp(means[0]))
+    assert found.middle / errors[0] == pytest.approx(np.quantile(ratios, 0.5), rel=0.02)
+    assert found.limit / errors[0] == pytest.approx(np.quantile(ratios, 0.95), rel=0.02)
+
+
+def test_range_of_means_by_hand() -> None:
+    # means 2, 3, 7; residuals of the seeds -0.5, -0.5, 1 and 0.5, 0.5, -1: squares 3, degrees 2; printed q is 8.33
+    found = range_of_means([[1.0, 2.0, 7.5], [3.0, 4.0, 6.5]])
+    assert found is not None and found.found == pytest.approx(5)
+    assert found.limit == pytest.approx(8.33 * math.sqrt(3 / 2) / math.sqrt(2), rel=2e-3)
+    assert range_of_means([[1.0, 2.0]]) is None
+    with pytest.raises(ValueError, match="k >= 2"):
+        range_of_means([[1.0], [2.0]])

@@ -1,0 +1,583 @@
+"""`python -m reports.paper run=FOLDER`: finished runs next to the published ablations of SMSKD (arXiv 2601.15657).
+
+Ours are judged by differences paired by seed. A claim at unequal numbers of epochs isn't judged, and on other data or
+another pair than the published only its direction is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from reports import results
+from reports.statistics import Gain, Pooled, detectable_difference, half_width, paired_gain, pooled_sd, range_of_means
+from reports.tables import Grid, Table, latex, markdown
+from reports.text import MINUS, NONE, display, known, percent, plural, points
+
+# Accuracy in per cent on CIFAR-100's test split after 150 epochs in all, by pair and key of a system.
+PUBLISHED: dict[str, dict[str, float]] = {
+    "resnet50_mobilenetv2": {
+        **{"ce": 68.2, "kd": 70.1, "joint": 72.4, "ensemble": 72.8, "none": 71.2, "fixed": 73.9, "tcp": 74.8},
+        **{"two": 73.2, "four": 74.6, "teacher": 78.4},
+    },
+    "wrn40_2_shufflenetv2": {"ce": 65.7, "joint": 71.2, "tcp": 73.9},
+    "vgg19_resnet18": {"ce": 71.8, "joint": 75.1, "tcp": 77.2},
+}
+PUBLISHED_ORDERS = (0.3, 0.8)  # best minus worst order, points
+PUBLISHED_DATA, PUBLISHED_PAIR, PUBLISHED_EPOCHS = "cifar100", "resnet50_mobilenetv2", 150
+SIMILAR = 0.5  # points within which two systems count as similar: our choice, the paper gives none
+HOLDS, FAILS, UNCLEAR, NOT_RUN = "holds", "doesn't hold", "can't tell", "not run"
+
+LAMBDA_BASE = 0.5
+THREE = "kd>fitnets>rkd"
+JOINT = "kd+fitnets+rkd"
+ORDERS = [">".join(order) for order in itertools.permutations(THREE.split(">"))]
+SETTINGS = {  # (anchor, weighting) of a recipe of several stages, the recommended one first
+    ("reference", "tcp"): "TCP",
+    ("reference", "fixed"): "fixed λ",
+    ("reference", "tcp_true"): "TCP of the true class",
+    ("none", "fixed"): "no anchor",
+}
+Setting = tuple[str, str]
+Identity = tuple[tuple[frozenset[str], ...], str, str, float, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run folder says. table: results.parquet; info: run.json."""
+
+    table: pd.DataFrame
+    info: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """What the paper compares, as a recipe. key: into PUBLISHED, empty where nothing is published."""
+
+    key: str = ""
+    name: str
+    recipe: str
+    anchor: str = "reference"
+    weighting: str = "fixed"
+    teachers: int = 1
+
+    @property
+    def identity(self) -> Identity:
+        """What it trains."""
+        return _identity(self.recipe, self.anchor, self.weighting, LAMBDA_BASE, self.teachers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """`first` is above `second`, or, where `similar`, within SIMILAR points of it."""
+
+    text: str
+    first: System
+    second: System
+    similar: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One recipe at one number of epochs. ids: of the recipes that the columns don't tell apart, one if all is well.
+
+    scores: accuracy by split and seed; of a split of which a row isn't complete, and of several ids, there are none.
+    """
+
+    ids: frozenset[str]
+    scores: Mapping[str, Mapping[int, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """All that the runs say of one pair on one data set.
+
+    variants: by what a recipe trains, then total epochs. notations: how a recipe is written. spread: within recipes, by
+    split. whole: trained on all images; data_text says on how many if not. reopened: the test split, more than once.
+    """
+
+    pair: str
+    data: str
+    data_text: str
+    whole: bool
+    reopened: bool = False
+    teacher: float | None = None
+    variants: Mapping[Identity, Mapping[int, Variant]] = field(default_factory=dict)
+    notations: Mapping[Identity, str] = field(default_factory=dict)
+    spread: Mapping[str, Pooled] = field(default_factory=dict)
+
+    def of(self, system: System) -> Mapping[int, Variant]:
+        """The system as it ran, by total epochs."""
+        return self.variants.get(system.identity, {})
+
+    def budgets(self, system: System, split: str) -> list[int]:
+        """Total epochs at which the system has accuracies of the split."""
+        return sorted(epochs for epochs, variant in self.of(system).items() if variant.scores.get(split))
+
+
+# The systems of the paper.
+ALONE = System(key="ce", name="student alone", recipe="ce")
+KD = System(key="kd", name="single method, KD", recipe="kd")
+FITNETS = System(name="single method, FitNets", recipe="fitnets")
+RKD = System(name="single method, RKD", recipe="rkd")
+TOGETHER = System(key="joint", name="joint training", recipe=JOINT)
+ENSEMBLE = System(key="ensemble", name="ensemble: joint, three teachers", recipe=JOINT, teachers=3)
+TCP = System(key="tcp", name="SMSKD, TCP", recipe=THREE, weighting="tcp")
+FIXED = System(key="fixed", name="SMSKD, fixed λ", recipe=THREE)
+TCP_TRUE = System(name="SMSKD, TCP of the true class", recipe=THREE, weighting="tcp_true")
+FREE = System(key="none", name="SMSKD, no reference", recipe=THREE, anchor="none")
+
+
+def tables(runs: Sequence[Run]) -> list[Table]:
+    """The systems and four ablations of each pair and data set, then the pairs of each data set side by side.
+
+    Raises:
+        ValueError: two runs contradict each other: another teacher, other images, or another accuracy of one training.
+    """
+    benches = _benches(runs)
+    out = []
+    for bench in benches:
+        out += [build(bench) for build in (_systems, _references, _weightings, _counts, _orders)]
+    for data in sorted({bench.data for bench in benches}):
+        out.append(_architectures([bench for bench in benches if bench.data == data]))
+    return out
+
+
+def _systems(bench: Bench) -> Table:
+    setting = _setting(bench, [THREE, "kd>kd>kd", f"{JOINT}>{JOINT}>{JOINT}"])
+    staged = _staged(THREE, setting, key="", name=f"SMSKD, {SETTINGS[setting]}")
+    repeated = _staged("kd>kd>kd", setting, name=f"control: KD three times, {SETTINGS[setting]}")
+    restarted = _staged(
+        f"{JOINT}>{JOINT}>{JOINT}", setting, name=f"control: joint in three stages, {SETTINGS[setting]}"
+    )
+    systems = [ALONE, KD, FITNETS, RKD, TOGETHER, ENSEMBLE, TCP, FIXED, FREE, _ewc(bench), repeated, restarted]
+    claims = [
+        Claim(text="KD above the student alone", first=KD, second=ALONE),
+        Claim(text="joint training above KD", first=TOGETHER, second=KD),
+        Claim(text="ensemble above joint training", first=ENSEMBLE, second=TOGETHER),
+        Claim(text="SMSKD (TCP) above KD", first=TCP, second=KD),
+        Claim(text="SMSKD (TCP) above joint training", first=TCP, second=TOGETHER),
+        Claim(text="SMSKD (TCP) above the ensemble", first=TCP, second=ENSEMBLE),
+        Claim(text=f"three methods above KD three times ({SETTINGS[setting]})", first=staged, second=repeated),
+        Claim(text=f"SMSKD above joint in three stages ({SETTINGS[setting]})", first=staged, second=restarted),
+    ]
+    teacher = percent(bench.teacher)
+    row = ("teacher, on validation", NONE, f"{PUBLISHED[PUBLISHED_PAIR]['teacher']:.1f}", teacher, NONE, NONE)
+    more = [(*row, bench.data)]
+    return _table("Systems", [(bench, system) for system in systems], [(bench, claim) for claim in claims], more=more)
+
+
+def _references(bench: Bench) -> Table:
+    claims = [
+        Claim(text="a reference with fixed λ above none", first=FIXED, second=FREE),
+        Claim(text="a reference with TCP above none", first=TCP, second=FREE),
+    ]
+    return _ablation("Ablation 1, reference model", bench, [FREE, FIXED, TCP], claims)
+
+
+def _weightings(bench: Bench) -> Table:
+    ewc = _ewc(bench)
+    claims = [
+        Claim(text="TCP above fixed λ", first=TCP, second=FIXED),
+        Claim(text="TCP of the true class above fixed λ", first=TCP_TRUE, second=FIXED),
+        Claim(text="EWC similar to the reference with TCP", first=ewc, second=TCP, similar=True),
+    ]
+    return _ablation("Ablation 2, weighting", bench, [FIXED, TCP, TCP_TRUE, ewc], claims)
+
+
+def _counts(bench: Bench) -> Table:
+    setting = _setting(bench, [THREE.rpartition(">")[0], THREE])
+    text = SETTINGS[setting]
+    two = _staged(THREE.rpartition(">")[0], setting, key="two", name=f"2 stages, {text}")
+    three = _staged(THREE, setting, key="tcp", name=f"3 stages, {text}")
+    four = _staged(_four(bench, setting), setting, key="four", name=f"4 stages, {text}")
+    claims = [
+        Claim(text="two stages above one", first=two, second=KD),
+        Claim(text="three stages above two", first=three, second=two),
+        Claim(text="four stages similar to three", first=four, second=three, similar=True),
+    ]
+    return _ablation("Ablation 3, number of stages", bench, [KD, two, three, four], claims)
+
+
+def _orders(bench: Bench) -> Table:
+    setting = _setting(bench, ORDERS)
+    systems = [_staged(order, setting, name=SETTINGS[setting]) for order in ORDERS]
+    ours = [(bench, system) for system in systems]
+    cells = _judge_orders(bench, systems, _split(ours))
+    remark = (
+        "The best of six noisy means minus the worst is biased upwards: it is above 0 even where all orders are equal. "
+        "So it is judged by the studentised range, what six equal recipes of this spread would show."
+    )
+    row = ("best order minus worst", f"+{PUBLISHED_ORDERS[0]} to +{PUBLISHED_ORDERS[1]}", *cells)
+    return _table("Ablation 4, order of stages", ours, [], extra=row, remarks=[remark])
+
+
+def _architectures(benches: Sequence[Bench]) -> Table:
+    data = benches[0]
+    absent = {pair: Bench(pair=pair, data=data.data, data_text=data.data_text, whole=data.whole) for pair in PUBLISHED}
+    by_pair = absent | {bench.pair: bench for bench in benches}
+    ours = [(bench, system) for bench in by_pair.values() for system in (ALONE, TOGETHER, TCP)]
+    claims = [
+        Claim(text="joint training above the student alone", first=TOGETHER, second=ALONE),
+        Claim(text="SMSKD (TCP) above joint training", first=TCP, second=TOGETHER),
+    ]
+    pairs = [(bench, claim) for bench in by_pair.values() for claim in claims]
+    return _table("Across architectures", ours, pairs, side_by_side=True)
+
+
+def _ablation(title: str, bench: Bench, systems: Sequence[System], claims: Sequence[Claim]) -> Table:
+    return _table(title, [(bench, system) for system in systems], [(bench, claim) for claim in claims])
+
+
+def _staged(recipe: str, setting: Setting, *, name: str, key: str = "") -> System:
+    return System(key=key, name=name, recipe=recipe, anchor=setting[0], weighting=setting[1])
+
+
+def _setting(bench: Bench, recipes: Sequence[str]) -> Setting:
+    """The setting in which most of these recipes ran: a sweep is compared within one setting. Ties: the first."""
+
+    def ran(setting: Setting) -> int:
+        return sum(bool(bench.of(_staged(recipe, setting, name=""))) for recipe in recipes)
+
+    return max(SETTINGS, key=ran)
+
+
+def _four(bench: Bench, setting: Setting) -> str:
+    """The recipe of four stages that ran: one that goes on from the three, if there is one."""
+    preferred = f"{THREE}>kd"
+    ran = [
+        notation
+        for identity, notation in bench.notations.items()
+        if len(identity[0]) == 4 and identity == _staged(notation, setting, name="").identity
+    ]
+    return min(ran, key=lambda n: (n != preferred, not n.startswith(f"{THREE}>"), n), default=preferred)
+
+
+def _ewc(bench: Bench) -> System:
+    """EWC in the reference's place, with the first weighting that ran."""
+    systems = [
+        System(name="SMSKD, EWC for the reference", recipe=THREE, anchor="ewc", weighting=weighting)
+        for weighting in ("fixed", "tcp", "tcp_true")
+    ]
+    return next((system for system in systems if bench.of(system)), systems[0])
+
+
+def _split(ours: Iterable[tuple[Bench, System]]) -> str:
+    """Test where every row of the table has it, else validation."""
+    found = [variant.scores.get("test") for bench, system in ours for variant in bench.of(system).values()]
+    return "test" if found and all(found) else "validation"
+
+
+def _table(
+    title: str,
+    ours: Sequence[tuple[Bench, System]],
+    claims: Sequence[tuple[Bench, Claim]],
+    *,
+    more: Sequence[tuple[str, ...]] = (),
+    extra: tuple[str, ...] | None = None,
+    remarks: Sequence[str] = (),
+    side_by_side: bool = False,
+) -> Table:
+    """more: rows under the systems. extra: a row under the claims. side_by_side: several pairs, each named in its rows
+    and next to its own published numbers."""
+    split = _split(ours)
+    bench = ours[0][0]
+    published = {b.pair: PUBLISHED.get(b.pair, {}) if side_by_side else PUBLISHED[PUBLISHED_PAIR] for b, _ in ours}
+    rows: list[tuple[str, ...]] = []
+    for of, system in ours:
+        name = f"{of.pair}: {system.name}" if side_by_side else system.name
+        value = published[of.pair].get(system.key)
+        start = (name, display(system.recipe), NONE if value is None else f"{value:.1f}")
+        if not of.of(system):
+            rows.append((*start, NOT_RUN, NONE, NONE, NONE))
+        for epochs, variant in sorted(of.of(system).items()):
+            values = list(variant.scores.get(split, {}).values())
+            text = _incomplete(variant)
+            if values:
+                text = percent(sum(values) / len(values), half_width(of.spread[split], len(values)))
+            rows.append((*start, text, str(len(values)), str(epochs), of.data_text if side_by_side else of.data))
+    judged: list[tuple[str, ...]] = []
+    for of, claim in claims:
+        text = f"{of.pair}: {claim.text}" if side_by_side else claim.text
+        pair = [published[of.pair].get(system.key) for system in (claim.first, claim.second)]
+        difference = None if None in pair else (pair[0] or 0) - (pair[1] or 0)
+        shown = NONE if difference is None else f"{difference:+.1f}".replace("-", MINUS)
+        if claim.similar and difference is None:
+            shown = "similar"
+        comparable = _comparable(of, side_by_side)
+        judged.append((text, shown, *_judge(of, claim, split, difference if comparable else None)))
+    if extra is not None:
+        judged.append(extra)
+    marks = [
+        "Differences are paired by seed, with a 95 % t interval, not corrected for their number. A claim holds where "
+        "the interval lies above 0, and doesn't where it lies below."
+    ]
+    if any(claim.similar for _, claim in claims):
+        marks.append(
+            f"Similar: the interval lies within {SIMILAR} points of 0 (our choice); it isn't where the interval lies "
+            "outside of them."
+        )
+    marks = list(remarks) if not claims else [*marks, *remarks]
+    where = bench.data if side_by_side else f"{bench.pair}, {bench.data_text}"
+    return Table(
+        title=f"{title}: {where}",
+        head=_head([of for of, _ in ours], split, side_by_side),
+        measured=Grid(
+            header=("system", "recipe", "published, %", "ours, %", "seeds", "total epochs", "data"),
+            align="pprrrrl",
+            rows=(*rows, *more),
+        ),
+        claims=Grid(
+            header=("claim", "published", "ours, points", "seeds", "total epochs", "verdict"),
+            align="prrrrp",
+            rows=tuple(judged),
+        ),
+        remarks=tuple(marks),
+        judged=sum(row[3] != NONE for row in judged),
+    )
+
+
+def _comparable(bench: Bench, any_pair: bool) -> bool:
+    """Whether numbers, not only directions, may be held against the published ones."""
+    return bench.data == PUBLISHED_DATA and bench.whole and (any_pair or bench.pair == PUBLISHED_PAIR)
+
+
+def _head(benches: Sequence[Bench], split: str, any_pair: bool) -> str:
+    text = f"Accuracy on the {split} split, mean and 95 % t interval (one standard deviation for all recipes). "
+    if split == "test" and any(bench.reopened for bench in benches):
+        text += "The test split was opened more than once, which flatters. "
+    source = f"{'the same pairs' if any_pair else PUBLISHED_PAIR} on {PUBLISHED_DATA}"
+    text += f"Published: test split, {source}, {PUBLISHED_EPOCHS} epochs in all."
+    other = next((bench for bench in benches if not _comparable(bench, any_pair)), None)
+    if other is None:
+        return text
+    what = other.pair if other.data == PUBLISHED_DATA and other.whole else other.data_text
+    return f"{text} Ours are of {what}, so only directions are compared, never numbers."
+
+
+def _judge(bench: Bench, claim: Claim, split: str, published: float | None) -> tuple[str, str, str, str]:
+    """Our difference, seeds, epochs and verdict. published: points to hold it against, None where that can't be."""
+    first, second = bench.budgets(claim.first, split), bench.budgets(claim.second, split)
+    if not first or not second:
+        missing = claim.second if first else claim.first
+        why = next((_incomplete(variant) for variant in bench.of(missing).values()), NOT_RUN)
+        return NONE, NONE, NONE, f"{why}: {missing.name}"
+    common = sorted(set(first) & set(second))
+    if not common:
+        return NONE, NONE, NONE, f"unequal budgets: {_listed(first)} against {_listed(second)} epochs"
+    epochs = common[-1]
+    values, baseline = (bench.of(system)[epochs].scores[split] for system in (claim.first, claim.second))
+    gain = paired_gain(values, baseline)
+    if gain is None:
+        return NONE, NONE, str(epochs), f"{UNCLEAR}: no seed in common"
+    shown = (points(gain), str(gain.pairs), str(epochs))
+    if gain.half_width is None:
+        return *shown, f"{UNCLEAR}: one seed, no interval"
+    low, high = 100 * (gain.mean - gain.half_width), 100 * (gain.mean + gain.half_width)
+    if claim.similar:
+        holds, fails = low > -SIMILAR and high < SIMILAR, low > SIMILAR or high < -SIMILAR
+    else:
+        holds, fails = low > 0, high < 0
+    verdict = HOLDS if holds else FAILS if fails else UNCLEAR
+    if verdict == UNCLEAR:
+        spread = pooled_sd([[values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())]])
+        seen = 100 * (detectable_difference(spread, gain.pairs) or 0)
+        verdict += f": half width {100 * gain.half_width:.2f}; {seen:.2f} points would have been seen (power 80 %)"
+    if published is not None:
+        where = "below" if published < low else "above" if published > high else "inside"
+        verdict += f"; the published difference lies {where} {'our' if where != 'inside' else 'the'} interval"
+    return *shown, verdict
+
+
+def _judge_orders(bench: Bench, systems: Sequence[System], split: str) -> tuple[str, str, str, str]:
+    """Best minus worst of the orders, seeds, epochs and verdict."""
+    budgets = [bench.budgets(system, split) for system in systems]
+    missing = sum(not found for found in budgets)
+    if missing:
+        return NONE, NONE, NONE, f"{NOT_RUN}: {missing} of {plural(len(systems), 'order')}"
+    common = sorted(set.intersection(*map(set, budgets)))
+    if not common:
+        return NONE, NONE, NONE, f"unequal budgets: {' against '.join(sorted({_listed(b) for b in budgets}))} epochs"
+    epochs = common[-1]
+    scores = [bench.of(system)[epochs].scores[split] for system in systems]
+    seeds = sorted(set.intersection(*(set(values) for values in scores)))
+    found = range_of_means([[values[seed] for values in scores] for seed in seeds]) if seeds else None
+    if found is None:
+        return NONE, NONE, str(epochs), f"{UNCLEAR}: {plural(len(seeds), 'seed')} in common, two are needed"
+    equal = (
+        f"six equal recipes would show {100 * found.middle:.2f} in half of all experiments, "
+        f"above {100 * found.limit:.2f} in one of 20"
+    )
+    verdict = UNCLEAR
+    if found.found > found.limit:
+        verdict = HOLDS
+    elif _comparable(bench, False) and 100 * (found.found + found.limit) < PUBLISHED_ORDERS[0]:
+        verdict = FAILS
+    return points(Gain(found.found, None, 0)), str(len(seeds)), str(epochs), f"{verdict}: {equal}"
+
+
+def _incomplete(variant: Variant) -> str:
+    """Why a recipe that has rows has no accuracy."""
+    return "not complete" if len(variant.ids) == 1 else f"not told apart by the columns: {len(variant.ids)} recipes"
+
+
+def _listed(epochs: Sequence[int]) -> str:
+    return ", ".join(map(str, epochs))
+
+
+def _identity(recipe: str, anchor: str, weighting: str, lambda_base: float, teachers: int) -> Identity:
+    """What a recipe trains: settings without effect, and the order of a stage's methods, are not in it."""
+    stages = []
+    for stage in recipe.split(">"):
+        methods = frozenset(stage.split("+"))
+        stages.append(methods - {"ce"} or methods)
+    anchored = len(stages) > 1 and anchor != "none" and lambda_base > 0
+    taught = teachers if any(stage != {"ce"} for stage in stages) else 1
+    settings = (anchor, weighting, round(lambda_base, 9)) if anchored else ("none", "", 0.0)
+    return (tuple(stages), *settings, taught)
+
+
+def _benches(runs: Sequence[Run]) -> list[Bench]:
+    """What the runs say together, by pair and data set."""
+    grouped: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        for (pair, data), rows in run.table.groupby(["pair", "data"], sort=True):
+            # run.json of a run of several pairs may describe another pair's teacher
+            kept = run.info if run.table["pair"].nunique() == 1 else {**run.info, "teacher": {}}
+            grouped.setdefault((str(pair), str(data)), []).append(Run(table=rows, info=kept))
+    return [_bench(pair, data, found) for (pair, data), found in sorted(grouped.items())]
+
+
+def _bench(pair: str, data: str, runs: Sequence[Run]) -> Bench:
+    name = f"{pair} on {data}"
+    _agreed(f"fingerprint of the data of {name}", (_get(run, "dataset", "fingerprint") for run in runs))
+    size = _agreed(f"train_size of {name}", (_get(run, "config", "train_size") or "all" for run in runs))
+    # an ensemble's run may name its teachers together
+    single = [run for run in runs if _teachers(run.table).max() == 1]
+    _agreed(f"digest of the teacher of {name}", (_get(run, "teacher", "digest") for run in single))
+    measured = [value for run in single if isinstance(value := _get(run, "teacher", "val_accuracy"), float)]
+    rows: dict[tuple[Identity, int], dict[str, dict[int, float]]] = {}
+    ids: dict[tuple[Identity, int], set[str]] = {}
+    notations: dict[Identity, str] = {}
+    for run in runs:
+        for recipe_id, identity, epochs, notation, scores in _variants(run.table):
+            notations.setdefault(identity, notation)
+            ids.setdefault((identity, epochs), set()).add(recipe_id)
+            here = rows.setdefault((identity, epochs), {"validation": {}, "test": {}})
+            for split, values in scores.items():
+                for seed, value in values.items():
+                    if here[split].setdefault(seed, value) != value and len(ids[identity, epochs]) == 1:
+                        raise ValueError(
+                            f"one training has one accuracy, but {notation} of {name}, {epochs} epochs, seed {seed}, "
+                            f"has {here[split][seed]:.4f} and {value:.4f} on {split}; leave one of its runs out"
+                        )
+    variants: dict[Identity, dict[int, Variant]] = {}
+    for (identity, epochs), scores in rows.items():
+        of = frozenset(ids[identity, epochs])
+        variant = Variant(ids=of, scores=scores if len(of) == 1 else {})
+        variants.setdefault(identity, {})[epochs] = variant
+    every = [variant.scores for by_epochs in variants.values() for variant in by_epochs.values() if variant.scores]
+    return Bench(
+        pair=pair,
+        data=data,
+        data_text=data if size in (None, "all") else f"{data}, {size} training images",
+        whole=size in (None, "all"),
+        reopened=any(_get(run, "confirm", "reopened") is True for run in runs),
+        teacher=measured[0] if measured else None,
+        variants=variants,
+        notations=notations,
+        spread={split: pooled_sd([list(s[split].values()) for s in every]) for split in ("validation", "test")},
+    )
+
+
+def _variants(table: pd.DataFrame) -> Iterable[tuple[str, Identity, int, str, dict[str, dict[int, float]]]]:
+    """Id, what it trains, total epochs, notation, and accuracies by split and seed, of each recipe of one run.
+
+    A recipe of which a seed isn't complete has no accuracies of that split: what failed may be what trains badly.
+    """
+    grouped: dict[tuple[str, int], list[dict[Any, Any]]] = {}
+    for row in table.assign(teachers=_teachers(table)).to_dict("records"):
+        grouped.setdefault((row["recipe_id"], row["total_epochs"]), []).append(row)
+    for (recipe_id, epochs), rows in sorted(grouped.items()):
+        found = {}
+        for split, phase, column in (("validation", "search", "val_accuracy"), ("test", "confirm", "test_accuracy")):
+            here = [row for row in rows if row["phase"] == phase]
+            good = all(row["status"] == "complete" and known(row[column]) for row in here)
+            found[split] = {row["seed"]: row[column] for row in here} if good else {}
+        settings = [rows[0][name] for name in ("recipe", "anchor", "weighting", "lambda_base", "teachers")]
+        yield recipe_id, _identity(*settings), epochs, rows[0]["recipe"], found
+
+
+def _teachers(table: pd.DataFrame) -> pd.Series[int]:
+    """The number of teachers, 1 in tables from before there could be several."""
+    return table["teachers"] if "teachers" in table.columns else pd.Series(1, index=table.index)
+
+
+def _get(run: Run, *path: str) -> Any:
+    value: Any = run.info
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _agreed(what: str, values: Iterable[Any]) -> str | None:
+    """The one value of all runs that have one.
+
+    Raises:
+        ValueError: there are several.
+    """
+    found = sorted({str(value) for value in values if value is not None})
+    if len(found) > 1:
+        listed = ", ".join(value[:16] for value in found)
+        raise ValueError(f"runs in one table must have one {what}, but have {listed}; leave some of them out")
+    return found[0] if found else None
+
+
+def write(folders: Sequence[Path], out: Path) -> list[Path]:
+    """Write paper.md and paper.tex into `out`, which is made if need be, each whole or not at all.
+
+    Raises:
+        ValueError: a folder isn't a run, or one of its files is damaged or of another schema, or runs contradict.
+    """
+    from reports.build import read_info  # its page shows these tables: at the top, each would import the other
+
+    runs = [Run(table=results.read(folder), info=read_info(folder)) for folder in folders]
+    found = tables(runs)
+    if not found:
+        raise ValueError(f"a run has rows, but {', '.join(map(str, folders))} has none; let the search finish a recipe")
+    title = "Next to the published numbers of SMSKD (arXiv 2601.15657)"
+    texts = {out / "paper.md": markdown(title, found), out / "paper.tex": latex(found)}
+    out.mkdir(parents=True, exist_ok=True)
+    for path, text in texts.items():
+        results.write_atomically(path, text.encode("utf-8", errors="replace"))
+    return list(texts)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code: 0 done, 2 bad input."""
+    try:
+        words = [word.partition("=") for word in argv]
+        wrong = any(key not in ("run", "out") or not value for key, _, value in words)
+        folders = [Path(value) for key, _, value in words if key == "run"]
+        outs = [Path(value) for key, _, value in words if key == "out"]
+        if wrong or not folders or len(outs) > 1:
+            raise ValueError(
+                "run=FOLDER, once or more, and out=FOLDER at most once are expected, "
+                f"but got {' '.join(argv) or 'none'}"
+            )
+        paths = write(folders, outs[0] if outs else folders[0])
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+    sys.stdout.write("".join(f"{path}\n" for path in paths))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

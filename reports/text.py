@@ -1,0 +1,64 @@
+"""Numbers, names and times as the reports print them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+
+from reports.statistics import Gain
+
+NONE = "–"  # noqa: RUF001 (en dash: not measured, or without effect)
+MINUS, TIMES = "−", "×"  # noqa: RUF001 (what a reader expects in a printed number)
+WEIGHTINGS = {"fixed": "fixed λ", "tcp": "TCP, top class", "tcp_true": "TCP, true class"}
+
+
+def number(value: float) -> str:
+    """Three significant digits, whole from 100 on, with a true minus sign."""
+    return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", MINUS)
+
+
+def percent(mean: Any, half_width: Any = None) -> str:
+    """A fraction in per cent, without the sign, with its interval where there is one."""
+    if not known(mean):
+        return NONE
+    return f"{100 * float(mean):.2f}" + (f" ± {100 * float(half_width):.2f}" if known(half_width) else "")
+
+
+def points(gain: Gain) -> str:
+    """A difference of fractions in points, signed, with its interval where there is one."""
+    text = f"{100 * gain.mean:+.2f}".replace("-", MINUS)
+    return text + (f" ± {100 * gain.half_width:.2f}" if gain.half_width is not None else "")
+
+
+def display(recipe: str) -> str:
+    """`kd>rkd` as kd → rkd."""
+    return recipe.replace(">", " → ")
+
+
+def plural(n: int, noun: str) -> str:
+    """1 recipe, 2 recipes."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def duration(seconds: Any) -> str:
+    """Seconds as s, min or h."""
+    if not known(seconds):
+        return "not recorded"
+    value = float(seconds)
+    return f"{number(value)} s" if value < 120 else f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def when(iso: object) -> str:
+    """An ISO time as 2026-11-24 05:40 UTC; other text as it is."""
+    try:
+        time = datetime.fromisoformat(str(iso))
+    except ValueError:
+        return str(iso)
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if time.tzinfo else f"{time:%Y-%m-%d %H:%M}"
+
+
+def known(value: Any) -> bool:
+    """Whether there is a value: neither None nor NaN."""
+    return value is not None and bool(pd.notna(value))
