@@ -52,6 +52,7 @@ def row(recipe: dict[str, Any], seed: int, phase: str, rng: np.random.Generator,
     )
     cost += 0.3 * (len(stages) - 1) * (recipe["anchor"] != "none")
     return {
+        "teachers": 1,
         **recipe,
         "recipe_id": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12],
         "pair": "tiny",

@@ -77,15 +77,15 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 def test_a_stage_trains_with_the_published_weight(name: str, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Method] = []
     starts: list[dict[str, Tensor]] = []
-    original = training.build_methods
+    original = training.build_terms
 
-    def watched(*arguments: Any) -> dict[str, Method]:
+    def watched(*arguments: Any) -> list[training.Term]:
         found = original(*arguments)
-        made.extend(found.values())
-        starts.extend({n: t.clone() for n, t in m.state_dict().items()} for m in found.values())
+        made.extend(term.method for term in found)
+        starts.extend({n: t.clone() for n, t in term.method.state_dict().items()} for term in found)
         return found
 
-    monkeypatch.setattr(training, "build_methods", watched)
+    monkeypatch.setattr(training, "build_terms", watched)
 
     def train(weights: dict[str, float]) -> tuple[dict[str, float], dict[str, Tensor]]:
         with torch.random.fork_rng(devices=[]):
@@ -93,7 +93,7 @@ def test_a_stage_trains_with_the_published_weight(name: str, bench: Bench, monke
             student = models.build("tiny_student", num_classes=10, in_channels=1)
         parsed = recipe.parse(name)
         done = training.train_stage(
-            student, stage=parsed.stages[0], recipe=parsed, reference=None, teacher=bench.teacher, data=bench.data,
+            student, stage=parsed.stages[0], recipe=parsed, reference=None, teachers=[bench.teacher], data=bench.data,
             schedule=pairs.get("tiny").student_schedule, loss_weights=weights, epochs=1, seed=5,
         )  # fmt: skip
         return dict(done.losses[0]), {n: t.clone() for n, t in student.state_dict().items()}

@@ -484,7 +484,7 @@ def one_step(text: str, bench: Bench) -> tuple[Training, nn.Module, nn.Module]:
         stage=parsed.stages[-1],
         recipe=parsed,
         reference=None,
-        teacher=bench.teacher,
+        teachers=[bench.teacher],
         data=bench.data,
         schedule=pairs.get("tiny").student_schedule,
         loss_weights={},
