@@ -15,6 +15,7 @@ from typing import Any
 
 import spaces
 from smskd import cli, datasets, methods, names, pairs
+from smskd.pairs import Pair
 from smskd.recipe import ANCHORS, WEIGHTINGS, Stage, make
 from spaces import Menu
 
@@ -35,7 +36,9 @@ class Config:
     """
 
     space: str = cli.key("stage_order", "what is searched; the spaces are listed below")
-    pair: str = cli.key("tiny", "teacher and student: " + ", ".join(pairs.PAIRS))
+    pair: str | None = cli.key(None, "teacher and student: " + ", ".join(pairs.PAIRS) + " (default: tiny)")
+    teacher_model: str | None = cli.key(None, "in place of pair=, with student_model=: any classifier of torchvision")
+    student_model: str | None = cli.key(None, "as teacher_model=, such as mobilenet_v3_small")
     data: str = cli.key("digits", "data set: " + ", ".join(datasets.NAMES))
     methods: list[str] = dataclasses.field(
         default_factory=lambda: ["kd", "fitnets", "rkd"],
@@ -73,7 +76,7 @@ class Config:
 
     def __post_init__(self) -> None:
         names.check("space", self.space, spaces.available())
-        names.check("pair", self.pair, pairs.PAIRS)
+        object.__setattr__(self, "pair", self.networks.name)
         datasets.check(self.data, data_dir=self.data_dir, image_size=self.image_size)
         names.check("cost", self.cost, COSTS)
         if self.sampler is not None:
@@ -136,10 +139,17 @@ class Config:
         first = 2 * _SEED_STRIDE * self.seed + _SEED_STRIDE
         return tuple(range(first, first + self.confirm))
 
+    @property
+    def networks(self) -> Pair:
+        """The teacher and student asked for, with their settings."""
+        return pairs.choose(self.pair, self.teacher_model, self.student_model)
+
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers of a search."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in _FREE}
+        settings = {k: v for k, v in dataclasses.asdict(self).items() if k not in _FREE}
+        # searches of before there were these settings go on
+        return {k: v for k, v in settings.items() if v is not None or k not in ("teacher_model", "student_model")}
 
     @property
     def folder(self) -> Path:
@@ -153,7 +163,8 @@ class Config:
     def pipeline(self) -> dict[str, Any]:
         """What smskd.pipeline.prepare needs, with absolute paths: workers run in folders of their own."""
         paths = {k: str(Path(v).absolute()) if (v := getattr(self, k)) else None for k in ("data_dir", "teacher")}
-        plain = {k: getattr(self, k) for k in ("pair", "data", "train_size", "image_size", "teacher_epochs")}
+        keys = ("pair", "teacher_model", "student_model", "data", "train_size", "image_size", "teacher_epochs")
+        plain = {k: getattr(self, k) for k in keys}
         return plain | paths | {"store": str(Path(self.store).absolute())}
 
 

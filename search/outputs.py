@@ -17,7 +17,6 @@ from reports import front, results
 from reports.recipe_file import recipe_yaml
 from search.config import Config, cores
 from search.study import Record
-from smskd import pairs
 from smskd.recipe import Recipe
 from smskd.store import Store
 
@@ -117,7 +116,7 @@ def write(
 
 def epochs_per_stage(config: Config) -> int:
     """As asked for, or the pair's own."""
-    return pairs.get(config.pair).epochs if config.epochs is None else config.epochs
+    return config.networks.epochs if config.epochs is None else config.epochs
 
 
 def _ordered(settled: Settled) -> Iterable[tuple[Recipe, Record]]:

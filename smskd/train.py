@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from smskd import cli, datasets, methods, names, pairs
+from smskd import cli, datasets, methods, pairs
 from smskd.recipe import ANCHORS, WEIGHTINGS, Recipe, make, parse
 
 DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 4, 130
@@ -28,7 +28,9 @@ class Config:
     anchor: str | None = cli.key(None, "what holds later stages: " + ", ".join(ANCHORS) + " (default: the recipe's)")
     weighting: str | None = cli.key(None, "weight of the anchor: " + ", ".join(WEIGHTINGS) + " (default: the recipe's)")
     lambda_base: float | None = cli.key(None, "largest weight of the anchor (default: the recipe's)")
-    pair: str = cli.key("tiny", "teacher and student: " + ", ".join(pairs.PAIRS))
+    pair: str | None = cli.key(None, "teacher and student: " + ", ".join(pairs.PAIRS) + " (default: tiny)")
+    teacher_model: str | None = cli.key(None, "in place of pair=, with student_model=: any classifier of torchvision")
+    student_model: str | None = cli.key(None, "as teacher_model=, such as mobilenet_v3_small")
     data: str = cli.key("digits", "data set: " + ", ".join(datasets.NAMES))
     epochs: int | None = cli.key(None, "epochs per stage (default: the pair's own)")
     seed: int = cli.key(0, "of the training")
@@ -74,7 +76,7 @@ def _read(argv: Sequence[str]) -> tuple[Config, Recipe]:
         config = cli.parse(Config, rest, base=base)
     else:
         config = given
-    names.check("pair", config.pair, pairs.PAIRS)
+    pairs.choose(config.pair, config.teacher_model, config.student_model)
     datasets.check(config.data, data_dir=config.data_dir, image_size=config.image_size)
     if config.threads < 1:
         raise ValueError(f"threads >= 1 must hold, but got threads={config.threads}")
@@ -103,7 +105,8 @@ def _train(config: Config, recipe: Recipe) -> int:
     from smskd import pipeline
 
     torch.set_num_threads(config.threads)
-    keys = ("pair", "data", "data_dir", "train_size", "image_size", "teacher", "teacher_epochs", "store")
+    networks = ("pair", "teacher_model", "student_model")
+    keys = (*networks, "data", "data_dir", "train_size", "image_size", "teacher", "teacher_epochs", "store")
     settings = {key: getattr(config, key) for key in keys}
     bench = pipeline.prepare(**settings, device=None)
     _say(
