@@ -23,6 +23,7 @@ from smskd import recipe as recipes
 from smskd import stage as training
 from smskd import teacher as teachers
 from smskd.data import Data
+from smskd.files import ImageFiles
 from smskd.methods import base, ce
 from smskd.methods.base import Batch
 from smskd.pairs import Network, Pair, Schedule
@@ -414,6 +415,7 @@ def code_digest(network: str, stage_methods: tuple[str, ...]) -> str:
         training,
         anchor,
         Data,
+        ImageFiles,
         Teacher,
         base,
         ce,
