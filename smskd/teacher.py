@@ -26,10 +26,10 @@ class Teacher:
     """A frozen network, asked for the outputs of training images in given views.
 
     Each (image, view) is computed once and kept, as long as the tables fit their budget: logits and embeddings first,
-    then hints. On a CPU a network's answer for an image doesn't depend on the rest of the batch, bit for bit (batches
-    of one take another path and are avoided), so training with the tables equals training with the live teacher.
-    Elsewhere that isn't promised, and the teacher runs live. For a hint a network of
-    `stages` runs as deep as the hint.
+    then hints. On a CPU the answer of a chain of `stages` for an image doesn't depend on the rest of the batch, bit for
+    bit (batches of one take another path and are avoided), so training with the tables equals training with the live
+    teacher. Elsewhere (GPUs; wide linear layers or grouped convolutions, as torchvision's classifiers have) that isn't
+    so, and the teacher runs live. For a hint a chain runs as deep as the hint.
     """
 
     def __init__(self, network: nn.Module, data: Data, *, table_bytes: int = TABLE_BYTES) -> None:
@@ -39,7 +39,7 @@ class Teacher:
         self._views = data.views
         self._ends: _Table | None = None
         self._hints: _Table | None = None
-        if data.mean.device.type == "cpu":
+        if data.mean.device.type == "cpu" and hasattr(network, "stages"):
             rows = len(data.train) * data.views
             probe = self._whole(data.normalised(data.train.images[:2]))
             ends, hints = _Table.size(rows, probe[:2]), _Table.size(rows, probe[2:])
