@@ -63,7 +63,9 @@ class Config:
     teacher_epochs: int | None = cli.key(None, "epochs of a teacher that is trained (default: the pair's own)")
     data_dir: str | None = cli.key(None, "folder with the data set's files (default: runs/data, filled by download)")
     train_size: int | None = cli.key(None, "train on this many images, stratified (default: all)")
-    image_size: int | None = cli.key(None, "for data=folder: resize images to this many pixels a side")
+    image_size: int | None = cli.key(
+        None, "for data=folder: pixels a side; the shorter one is resized, the middle cut out"
+    )
     cpus: float = cli.key(1.0, "CPU cores per trial")
     gpus: float | None = cli.key(None, "GPUs per trial, fractions allowed (default: 1 if there are any, else 0)")
     address: str | None = cli.key(None, "Ray cluster: auto, or ray://host:port (default: this machine alone)")

@@ -206,7 +206,8 @@ def load(
         name: one of smskd.datasets.NAMES.
         data_dir: the folder that holds its files; None: runs/data, where a missing set is downloaded to.
         train_size: keep this many training images, stratified by class; None: all.
-        image_size: for `folder`, resize images to this many pixels a side; None: they have one size already.
+        image_size: for `folder`, resize the shorter side to so many pixels and cut the middle out; None: images have
+            one size already.
 
     Returns:
         The data on the CPU. Validation is carved from the training part, stratified, always in the same way.

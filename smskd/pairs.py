@@ -109,7 +109,7 @@ def choose(pair: str | None, teacher_model: str | None, student_model: str | Non
         missing = "teacher_model" if teacher_model is None else "student_model"
         raise ValueError(f"teacher_model= and student_model= go together, but {missing}= is missing; add it")
     made = of_models(teacher_model, student_model)
-    if pair not in (None, made.name):  # a Config that was made from these models bears the pair's name
+    if pair not in (None, made.name):  # a Config or best.yaml of these models bears the pair's name, too
         raise ValueError(f"teacher_model= and student_model= make a pair by themselves: leave pair={pair} out")
     return made
 

@@ -40,7 +40,9 @@ class Config:
     teacher_epochs: int | None = cli.key(None, "epochs of a teacher that is trained (default: the pair's own)")
     data_dir: str | None = cli.key(None, "folder with the data set's files")
     train_size: int | None = cli.key(None, "train on this many images, stratified (default: all)")
-    image_size: int | None = cli.key(None, "for data=folder: resize images to this many pixels a side")
+    image_size: int | None = cli.key(
+        None, "for data=folder: pixels a side; the shorter one is resized, the middle cut out"
+    )
     threads: int = cli.key(1, "threads on a CPU; part of a stage's identity in the store")
     store: str = cli.key("runs/store", "folder of finished stages")
     out: str = cli.key("runs/student.safetensors", "where the student's weights are written")

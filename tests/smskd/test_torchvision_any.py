@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 import torchvision.models
 from torch import nn
 
+from reports.recipe_file import recipe_yaml
 from search import config
-from smskd import anchor, models, pairs, pipeline
+from smskd import anchor, models, pairs, pipeline, train
 from smskd.data import load
 from smskd.models.torchvision_any import Recorded
 from smskd.teacher import Teacher, read_weights
@@ -196,13 +198,18 @@ def test_the_smallest_size_is_the_smallest_that_works(name: str) -> None:
         network(torch.randn(2, 3, side - 1, side - 1))
 
 
-def test_a_search_takes_models_and_old_folders_stay() -> None:
-    words = ["teacher_model=resnet34", "student_model=resnet18", "data=folder", "data_dir=x"]
+def test_a_search_takes_models_and_its_best_recipe_too_and_old_folders_stay(tmp_path: Path) -> None:
+    words = ["teacher_model=resnet34", "student_model=resnet18", "data=folder", "data_dir=x", "image_size=64"]
     one = config.parse(words)
     assert one.networks.student.name == "torchvision/resnet18"
     assert "resnet34_resnet18" in one.folder.name
     wanted: dict[str, Any] = {"pair": "resnet34_resnet18", "teacher_model": "resnet34", "student_model": "resnet18"}
     assert wanted.items() <= one.pipeline.items()
+    row: dict[str, Any] = {"recipe": "kd", "pair": one.pair, "epochs": 1}
+    row |= {key: getattr(one, key) for key in ("anchor", "weighting", "lambda_base")}
+    (tmp_path / "best.yaml").write_text(recipe_yaml(row, dataclasses.asdict(one), seed=0))
+    again, _ = train._read([f"recipe={tmp_path / 'best.yaml'}"])
+    assert (again.teacher_model, again.student_model, again.image_size) == ("resnet34", "resnet18", 64)
     assert not {"teacher_model", "student_model"} & set(config.parse([]).identity)
     assert config.parse([]).pair == "tiny"
     with pytest.raises(ValueError, match="leave pair=tiny out"):
