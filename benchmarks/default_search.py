@@ -40,6 +40,7 @@ def plain_trial(config: dict[str, Any]) -> None:
     torch.manual_seed(config["seed"])
     bench = pipeline.prepare(store=config["store"])
     data, teacher = bench.data, bench.teacher.network
+    assert isinstance(data.train.images, torch.Tensor), "digits fit in memory"
     low, high = data.train.images.min(), data.train.images.max()
     pixels = ((data.train.images - low) / (high - low) * 255).to(torch.uint8)[:, 0].numpy()
     change = transforms.Compose([transforms.RandomCrop(8, padding=data.pad), transforms.ToTensor()])

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 
-COPIED = ("data_dir", "train_size", "image_size", "teacher", "teacher_epochs")
+COPIED = ("data_dir", "train_size", "image_size", "teacher", "teacher_epochs", "teacher_model", "student_model")
 _PLAIN = re.compile(r"[A-Za-z_/][\w>+./-]*")
 _NOT_TEXT = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import spaces
 from smskd import cli, datasets, methods, names, pairs
+from smskd.pairs import Pair
 from smskd.recipe import ANCHORS, WEIGHTINGS, Stage, make
 from spaces import Menu
 
@@ -37,7 +38,9 @@ class Config:
     """
 
     space: str = cli.key("stage_order", "what is searched; the spaces are listed below")
-    pair: str = cli.key("tiny", "teacher and student: " + ", ".join(pairs.PAIRS))
+    pair: str | None = cli.key(None, "teacher and student: " + ", ".join(pairs.PAIRS) + " (default: tiny)")
+    teacher_model: str | None = cli.key(None, "in place of pair=, with student_model=: any classifier of torchvision")
+    student_model: str | None = cli.key(None, "as teacher_model=, such as mobilenet_v3_small")
     data: str = cli.key("digits", "data set: " + ", ".join(datasets.NAMES))
     methods: list[str] = dataclasses.field(
         default_factory=lambda: ["kd", "fitnets", "rkd"],
@@ -65,7 +68,9 @@ class Config:
     teacher_epochs: int | None = cli.key(None, "epochs of a teacher that is trained (default: the pair's own)")
     data_dir: str | None = cli.key(None, "folder with the data set's files (default: runs/data, filled by download)")
     train_size: int | None = cli.key(None, "train on this many images, stratified (default: all)")
-    image_size: int | None = cli.key(None, "for data=folder: resize images to this many pixels a side")
+    image_size: int | None = cli.key(
+        None, "for data=folder: pixels a side; the shorter one is resized, the middle cut out"
+    )
     cpus: float = cli.key(1.0, "CPU cores per trial")
     gpus: float | None = cli.key(None, "GPUs per trial, fractions allowed (default: 1 if there are any, else 0)")
     address: str | None = cli.key(None, "Ray cluster: auto, or ray://host:port (default: this machine alone)")
@@ -78,7 +83,7 @@ class Config:
 
     def __post_init__(self) -> None:
         names.check("space", self.space, spaces.available())
-        names.check("pair", self.pair, pairs.PAIRS)
+        object.__setattr__(self, "pair", self.networks.name)
         datasets.check(self.data, data_dir=self.data_dir, image_size=self.image_size)
         names.check("cost", self.cost, COSTS)
         if self.sampler is not None:
@@ -106,9 +111,9 @@ class Config:
         if self.comparison and self.epochs is not None:
             raise ValueError(f"space={self.space} compares at equal totals: give epochs_total= in place of epochs=")
         if self.comparison and self.epochs_total is None:
-            total = _COMPARISON_STAGES * pairs.get(self.pair).epochs
+            total = _COMPARISON_STAGES * self.networks.epochs
             object.__setattr__(self, "epochs_total", total)
-        pairs.split_epochs(1, pairs.get(self.pair), epochs=self.epochs, epochs_total=self.epochs_total)
+        pairs.split_epochs(1, self.networks, epochs=self.epochs, epochs_total=self.epochs_total)
         if self.teacher is not None and self.teacher_epochs is not None:
             raise ValueError("teacher= names finished weights, so teacher_epochs= has no use; leave one of them out")
 
@@ -135,7 +140,7 @@ class Config:
         Raises:
             ValueError: the total doesn't suffice for so many stages.
         """
-        pair = pairs.get(self.pair)
+        pair = self.networks
         return pairs.split_epochs(stages, pair, epochs=self.epochs, epochs_total=self.epochs_total)
 
     @property
@@ -161,10 +166,17 @@ class Config:
         first = 2 * _SEED_STRIDE * self.seed + _SEED_STRIDE
         return tuple(range(first, first + self.confirm))
 
+    @property
+    def networks(self) -> Pair:
+        """The teacher and student asked for, with their settings."""
+        return pairs.choose(self.pair, self.teacher_model, self.student_model)
+
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers of a search."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in _FREE}
+        settings = {k: v for k, v in dataclasses.asdict(self).items() if k not in _FREE}
+        # searches of before there were these settings go on
+        return {k: v for k, v in settings.items() if v is not None or k not in ("teacher_model", "student_model")}
 
     @property
     def folder(self) -> Path:
@@ -178,7 +190,8 @@ class Config:
     def pipeline(self) -> dict[str, Any]:
         """What smskd.pipeline.prepare needs, with absolute paths: workers run in folders of their own."""
         paths = {k: str(Path(v).absolute()) if (v := getattr(self, k)) else None for k in ("data_dir", "teacher")}
-        plain = {k: getattr(self, k) for k in ("pair", "data", "train_size", "image_size", "teacher_epochs")}
+        keys = ("pair", "teacher_model", "student_model", "data", "train_size", "image_size", "teacher_epochs")
+        plain = {k: getattr(self, k) for k in keys}
         return plain | paths | {"store": str(Path(self.store).absolute())}
 
 

@@ -70,7 +70,7 @@ class Session:
         Raises:
             ValueError: one of them is missing or doesn't fit the pair, or this machine hasn't the cores or GPUs.
         """
-        config, pair = self.config, pairs.get(self.config.pair)
+        config, pair = self.config, self.config.networks
         built_in = datasets.BUILT_IN.get(config.data)
         if built_in is not None and config.teacher is None:  # no need for torch, which takes seconds to import
             pairs.check_images(pair, height=built_in.side, width=built_in.side)
@@ -173,7 +173,7 @@ class Session:
     def _fit(self, source: Source, phase: str, settings: dict[str, Any], gpus: float) -> None:
         from search import searcher
 
-        pair = pairs.get(self.config.pair)
+        pair = self.config.networks
         title = f"{phase} · {pair.teacher.name} → {pair.student.name} on {self.config.data}"
 
         def ended(job: Job, record: Record, trained: int) -> None:

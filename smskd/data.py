@@ -1,41 +1,53 @@
-"""A data set as tensors on one device: three splits, counted views (augmentation), and a fingerprint.
+"""A data set on one device: three splits, counted views (augmentation), and a fingerprint.
 
 Pad-and-crop with flip has only (2 pad + 1)^2 * (1 or 2) views of an image, so a view is a number, and a batch of random
-views is one indexing operation. Deliberately not here: workers, PIL transforms, data that doesn't fit in memory.
+views is one indexing operation. Images are tensors; a folder's that don't fit in memory stay files (smskd.files),
+and a batch of theirs gets its views in the same way. Deliberately not here: random transforms of PIL.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import PIL
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smskd import datasets
+from smskd.files import ImageFiles, size_of
 
 # torchvision and scikit-learn take seconds to import; they are imported where they read or split.
 
 # In standard deviations of the clean pixels. Enough that a small student trails its teacher by some six points.
 DIGITS_NOISE = 0.5
 _SPLIT_SEED = 0
+# A folder whose decoded images take more bytes than this is streamed. No result depends on it.
+MEMORY_BYTES = 2 * 2**30
+# Mean and standard deviation of a folder are taken over so many images at most, evenly spaced.
+_MOMENT_IMAGES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Images [N, C, H, W], as read (uint8 or float32, not normalised), and labels [N], int64."""
+    """Images [N, C, H, W], as read (uint8 or float32, not normalised) or still files, and labels [N], int64.
 
-    images: Tensor
+    digests: SHA-256 of each image's file, [N, 32], uint8, on the CPU; None: images that are told by their pixels.
+    """
+
+    images: Tensor | ImageFiles
     labels: Tensor
+    digests: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,7 +55,16 @@ class Split:
     def take(self, index: np.ndarray) -> Split:
         """The samples at these places."""
         rows = torch.from_numpy(np.sort(index))
-        return Split(images=self.images[rows], labels=self.labels[rows])
+        images = self.images[rows] if isinstance(self.images, Tensor) else self.images.take(rows)
+        digests = None if self.digests is None else self.digests[rows]
+        return Split(images=images, labels=self.labels[rows], digests=digests)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images with their labels, in order, `size` at a time; the last batch may be smaller."""
+        labels = torch.split(self.labels, size)
+        if isinstance(self.images, Tensor):
+            return zip(torch.split(self.images, size), labels, strict=True)
+        return zip(self.images.batches(torch.split(torch.arange(len(self)), size)), labels, strict=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +85,7 @@ class Data:
     pad: int
     flip: bool
     fingerprint: str = ""
-    _views: Tensor = field(init=False, repr=False)
+    _views: Tensor | None = field(init=False, repr=False)  # None where images are files
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):
@@ -81,9 +102,8 @@ class Data:
                 raise ValueError(
                     f"data={self.name}: labels must be in 0..{self.classes - 1}, but {name} has {lowest}..{highest}"
                 )
-        padded = F.pad(self.train.images, (self.pad,) * 4)
-        crops = padded.unfold(2, self.height, 1).unfold(3, self.width, 1).permute(0, 2, 3, 1, 4, 5)
-        object.__setattr__(self, "_views", crops)  # [N, 2 pad + 1, 2 pad + 1, C, H, W], without a copy
+        images = self.train.images
+        object.__setattr__(self, "_views", self._crops(images) if isinstance(images, Tensor) else None)
         if not self.fingerprint:
             object.__setattr__(self, "fingerprint", self._digest())
 
@@ -106,9 +126,40 @@ class Data:
 
     def augmented(self, index: Tensor, view: Tensor) -> Tensor:
         """Normalised training images at `index`, each in its own view: both [B] -> [B, C, H, W], float32."""
+        if self._views is not None:
+            return self._seen(self._views, index, view)
+        return self._seen_raw(self.train.images[index], view)
+
+    def batches(self, order: Tensor, views: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Training images in the order given, `size` at a time; an incomplete last batch is left out.
+
+        Args:
+            order: places among the training images. views: of each training image, by its place.
+
+        Yields:
+            places [B], views [B], normalised images in these views [B, C, H, W] and labels [B].
+        """
+        places = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
+        images = self.train.images
+        raw = images.batches(places) if isinstance(images, ImageFiles) else None
+        for index in places:
+            view = views[index]
+            seen = self.augmented(index, view) if raw is None else self._seen_raw(next(raw), view)
+            yield index, view, seen, self.train.labels[index]
+
+    def _crops(self, images: Tensor) -> Tensor:
+        """All crops of images [N, C, H, W]: [N, 2 pad + 1, 2 pad + 1, C, H, W], without a copy."""
+        padded = F.pad(images, (self.pad,) * 4)
+        return padded.unfold(2, self.height, 1).unfold(3, self.width, 1).permute(0, 2, 3, 1, 4, 5)
+
+    def _seen_raw(self, images: Tensor, view: Tensor) -> Tensor:
+        return self._seen(self._crops(images), torch.arange(len(images), device=images.device), view)
+
+    def _seen(self, crops: Tensor, index: Tensor, view: Tensor) -> Tensor:
+        """Of all crops those of the images at `index` in their views, normalised."""
         side = 2 * self.pad + 1
         crop = view % side**2
-        images = self.normalised(self._views[index, crop // side, crop % side])
+        images = self.normalised(crops[index, crop // side, crop % side])
         if self.flip:
             images = torch.where((view >= side**2)[:, None, None, None], images.flip(-1), images)
         return images
@@ -121,7 +172,7 @@ class Data:
         """The same data on a device."""
 
         def moved(split: Split) -> Split:
-            return Split(images=split.images.to(device), labels=split.labels.to(device))
+            return replace(split, images=split.images.to(device), labels=split.labels.to(device))
 
         return replace(
             self,
@@ -137,10 +188,12 @@ class Data:
         for tensor in (
             self.mean,
             self.std,
-            *(t for s in (self.train, self.validation, self.test) for t in (s.images, s.labels)),
+            *(t for s in (self.train, self.validation, self.test) for t in (_told_by(s), s.labels)),
         ):
             digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
             digest.update(np.ascontiguousarray(tensor.numpy()).data)
+        if self.train.digests is not None:  # files become pixels by PIL
+            digest.update(repr((tuple(self.train.images.shape[1:]), PIL.__version__)).encode())
         return digest.hexdigest()
 
 
@@ -153,7 +206,8 @@ def load(
         name: one of smskd.datasets.NAMES.
         data_dir: the folder that holds its files; None: runs/data, where a missing set is downloaded to.
         train_size: keep this many training images, stratified by class; None: all.
-        image_size: for `folder`, resize images to this many pixels a side; None: they have one size already.
+        image_size: for `folder`, resize the shorter side to so many pixels and cut the middle out; None: images have
+            one size already.
 
     Returns:
         The data on the CPU. Validation is carved from the training part, stratified, always in the same way.
@@ -193,9 +247,10 @@ def _channel(values: tuple[float, ...], scale: float = 1.0) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) * scale
 
 
-def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel over a split, in the images' units, [C, 1, 1]."""
-    flat = images.transpose(0, 1).flatten(1)
+def _moments(split: Split) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel over a split in memory, in the images' units, [C, 1, 1]."""
+    assert isinstance(split.images, Tensor)
+    flat = split.images.transpose(0, 1).flatten(1)
     # in chunks, so that a large uint8 set isn't held in float at once
     chunks = [c.double() for c in torch.split(flat, 2**22, dim=1)]
     mean = torch.stack([c.sum(dim=1) for c in chunks]).sum(dim=0) / flat.shape[1]
@@ -218,7 +273,7 @@ def _digits(data_dir: Path | None) -> Data:
     everything = Split(images=images, labels=torch.from_numpy(bunch.target).long())
     train, rest = _carve(everything, 797)
     validation, test = _carve(rest, 399)
-    mean, std = _moments(train.images)
+    mean, std = _moments(train)
     return Data(
         name="digits", classes=10, train=train, validation=validation, test=test, mean=mean, std=std, pad=0, flip=False
     )
@@ -260,7 +315,7 @@ def _fashion_mnist_from(root: Path, shown: Path | None = None) -> Data:
         ) from None
     train, test = (Split(images=s.data.unsqueeze(1), labels=s.targets.long()) for s in sets)
     train, validation = _carve(train, len(train) // 10)
-    mean, std = _moments(train.images)
+    mean, std = _moments(train)
     return Data(
         name="fashion_mnist",
         classes=10,
@@ -331,8 +386,29 @@ def _cifar_split(name: str, files: list[Path], key: str) -> Split:
     return Split(images=torch.from_numpy(np.concatenate(images)), labels=torch.from_numpy(np.concatenate(labels)))
 
 
+def _told_by(split: Split) -> Tensor:
+    """What a fingerprint is made of: digests of the files, so that files and tensors have the same; or the pixels."""
+    if split.digests is not None:
+        return split.digests
+    assert isinstance(split.images, Tensor), "files have digests"
+    return split.images
+
+
+def _folder_moments(train: Split) -> tuple[Tensor, Tensor]:
+    """As _moments, of uint8 images in files or not: sums of whole numbers are the same however they are cut."""
+    rows = np.unique(np.linspace(0, len(train) - 1, min(len(train), _MOMENT_IMAGES)).round().astype(np.int64))
+    total, square = torch.zeros(2, train.images.shape[1], dtype=torch.int64)
+    for images, _ in train.take(rows).batches(64):
+        flat = images.transpose(0, 1).flatten(1).long()
+        total, square = total + flat.sum(dim=1), square + flat.square().sum(dim=1)
+    count = len(rows) * train.images.shape[2] * train.images.shape[3]
+    mean = total.double() / count
+    variance = (square.double() / count - mean.square()).clamp(min=0)
+    return mean.float().view(-1, 1, 1), variance.sqrt().clamp(min=1e-6).float().view(-1, 1, 1)
+
+
 def _folder(data_dir: Path | None, image_size: int | None) -> Data:
-    """Images in class folders below train/ and test/ (or val/), read whole into memory.
+    """Images in class folders below train/ and test/ (or val/), in memory if all of them fit, else as files.
 
     With train/, val/ and test/ all three are used as they are; with two, validation is carved from train/.
     """
@@ -343,32 +419,37 @@ def _folder(data_dir: Path | None, image_size: int | None) -> Data:
             f"data=folder: looked for train/ and test/ (or val/) in {data_dir}, found {', '.join(parts) or 'neither'}; "
             f"put one folder per class below each"
         )
-    read = {part: _read_folder(place, image_size) for part, place in parts.items()}
-    classes = read["train"][1]
-    for part, (_, found) in read.items():
-        if found != classes:
-            odd = sorted(set(found) ^ set(classes))
+    found = {part: _listed(place) for part, place in parts.items()}
+    classes = found["train"].classes
+    for part, listing in found.items():
+        if listing.classes != classes:
+            odd = sorted(set(listing.classes) ^ set(classes))
             raise ValueError(
                 f"data=folder: train/ and {part}/ must have the same class folders, but differ in {', '.join(odd[:5])}"
             )
-    shapes = {part: tuple(split.images.shape[2:]) for part, (split, _) in read.items()}
-    if len(set(shapes.values())) > 1:
-        shown = ", ".join(f"{part}/ has {height} x {width}" for part, (height, width) in shapes.items())
-        raise ValueError(f"data=folder: images must have one size, but {shown}: set image_size=")
-    train = read["train"][0]
-    test = read["test" if "test" in read else "val"][0]
+    read = _splits(found, image_size)
+    train = read["train"]
+    test = read["test" if "test" in read else "val"]
     if len(read) == 3:
-        validation = read["val"][0]
+        validation = read["val"]
     else:
         train, validation = _carve(train, max(len(classes), len(train) // 10))
-    mean, std = _moments(train.images)
+    mean, std = _folder_moments(train)
     return Data(
         name="folder", classes=len(classes), train=train, validation=validation, test=test,
         mean=mean, std=std, pad=max(1, train.images.shape[-1] // 8), flip=True,
     )  # fmt: skip
 
 
-def _read_folder(place: Path, image_size: int | None) -> tuple[Split, list[str]]:
+class _Listing(NamedTuple):
+    """Image files of one part, their labels [N], and the classes' names."""
+
+    paths: np.ndarray
+    labels: Tensor
+    classes: list[str]
+
+
+def _listed(place: Path) -> _Listing:
     import torchvision.datasets
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -378,22 +459,32 @@ def _read_folder(place: Path, image_size: int | None) -> tuple[Split, list[str]]
         raise ValueError(
             f"data=folder: {place} has no class folders with images ({', '.join(IMG_EXTENSIONS)}): {error}"
         ) from None
-    images: list[np.ndarray] = []
-    for index, (path, _) in enumerate(listing.samples):
-        try:
-            image, _ = listing[index]
-        except OSError as error:
-            raise ValueError(f"data=folder: {path} can't be read as an image: {error}") from None
-        if image_size is not None:
-            image = image.resize((image_size, image_size))
-        images.append(np.asarray(image))
-        if images[-1].shape != images[0].shape:
-            raise ValueError(
-                f"data=folder: images must have one size, but {listing.samples[0][0]} has {images[0].shape[1]} x "
-                f"{images[0].shape[0]} and {path} {images[-1].shape[1]} x {images[-1].shape[0]}: set image_size="
-            )
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return Split(images=stacked, labels=torch.tensor(listing.targets)), listing.classes
+    paths = np.array([os.fsencode(path) for path, _ in listing.samples])
+    return _Listing(paths, torch.tensor(listing.targets), listing.classes)
+
+
+def _splits(found: dict[str, _Listing], image_size: int | None) -> dict[str, Split]:
+    """The parts' images, in one form: tensors if all of them fit in memory, else files."""
+    if image_size is None:
+        first = found["train"].paths[0]
+        height, width = size_of(first)  # of the header alone
+        for path in (path for listing in found.values() for path in listing.paths):
+            if (other := size_of(path)) != (height, width):
+                raise ValueError(
+                    f"data=folder: images must have one size, but {os.fsdecode(first)} has {width} x {height} and "
+                    f"{os.fsdecode(path)} {other[1]} x {other[0]}: set image_size="
+                )
+    else:
+        height = width = image_size
+    files = {
+        part: ImageFiles(paths=listing.paths, height=height, width=width, resize=image_size is not None)
+        for part, listing in found.items()
+    }
+    fits = sum(images.nbytes for images in files.values()) <= MEMORY_BYTES
+    return {
+        part: Split(images=images[:] if fits else images, labels=found[part].labels, digests=images.digests())
+        for part, images in files.items()
+    }
 
 
 def _download(name: str, fetch: Callable[..., Any], places: list[Path]) -> None:

@@ -12,6 +12,8 @@ from typing import Literal, get_args
 
 from smskd import names
 
+# names of torchvision's networks, taken as they are, begin so: networks made for 32 x 32 have some of the same names
+TORCHVISION = "torchvision/"
 LearningRateSchedule = Literal["step", "one_cycle"]
 
 
@@ -21,13 +23,17 @@ class Network:
 
     min_size: the smallest side of a square image that it can take, in pixels and in batches of at least two: batch norm
         can't train on one image whose map is one pixel.
+    only_size: the one side that it can take, in pixels, where it can take no other; None: any from min_size.
     """
 
     name: str
     min_size: int
+    only_size: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.min_size >= 1, "min_size >= 1", min_size=self.min_size)
+        if self.only_size is not None:
+            _require(self.only_size == self.min_size, "only_size == min_size", only_size=self.only_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,13 +118,66 @@ def split_epochs(stages: int, pair: Pair, *, epochs: int | None, epochs_total: i
     return each
 
 
+def choose(pair: str | None, teacher_model: str | None, student_model: str | None) -> Pair:
+    """The pair that is asked for: by its name (None: `tiny`), or by two models of torchvision.
+
+    Raises:
+        ValueError: there is no such pair or model, one model is missing, or a pair is named beside the models.
+    """
+    if teacher_model is None and student_model is None:
+        return get("tiny" if pair is None else pair)
+    if teacher_model is None or student_model is None:
+        missing = "teacher_model" if teacher_model is None else "student_model"
+        raise ValueError(f"teacher_model= and student_model= go together, but {missing}= is missing; add it")
+    made = of_models(teacher_model, student_model)
+    if pair not in (None, made.name):  # a Config or best.yaml of these models bears the pair's name, too
+        raise ValueError(f"teacher_model= and student_model= make a pair by themselves: leave pair={pair} out")
+    return made
+
+
+def of_models(teacher: str, student: str) -> Pair:
+    """A pair of two classifiers of torchvision, at the settings customary on ImageNet.
+
+    SGD, batches of 64, learning rate 0.1, momentum 0.9, weight decay 1e-4, `step`; 30 epochs a stage, 90 a teacher.
+
+    Raises:
+        ValueError: torchvision has no classifier of one of these names; the message names the nearest one.
+    """
+    import torchvision.models  # takes seconds
+
+    valid = torchvision.models.list_models(module=torchvision.models)
+    for key, name in (("teacher_model", teacher), ("student_model", student)):
+        names.check(key, name, valid)
+    schedule = Schedule(
+        batch_size=64, learning_rate=0.1, momentum=0.9, nesterov=False, weight_decay=1e-4, schedule="step"
+    )
+    name = f"{teacher}_{student}"
+    return Pair(
+        name=f"{name}_torchvision" if name in PAIRS else name,
+        teacher=_torchvision(teacher),
+        student=_torchvision(student),
+        teacher_schedule=schedule,
+        student_schedule=schedule,
+        epochs=30,
+        teacher_epochs=90,
+        loss_weights={},
+    )
+
+
 def check_images(pair: Pair, *, height: int, width: int) -> None:
     """Refuse a pair that can't take images of this height and width (pixels).
 
     Raises:
-        ValueError: the images are too small; the message names the pairs that can take them.
+        ValueError: the images are too small, or not of the one size that a network takes; the message has the mend.
     """
     side = min(height, width)
+    for network in (pair.teacher, pair.student):
+        if network.only_size is not None and (height, width) != (network.only_size,) * 2:
+            raise ValueError(
+                f"pair={pair.name}: {network.name} takes images of {network.only_size} x {network.only_size} pixels "
+                f"alone, but data has {height} x {width}: set image_size={network.only_size} with data=folder, or "
+                f"choose another pair"
+            )
     if side >= pair.min_size:
         return
     others = ", ".join(p.name for p in PAIRS.values() if side >= p.min_size)
@@ -137,6 +196,13 @@ def _require(holds: bool, invariant: str, **values: float) -> None:
 def _network(name: str, min_size: int = 1) -> Network:
     # strides are padded convolutions, so that one pixel stays one pixel; pools are not
     return Network(name=name, min_size=min_size)
+
+
+def _torchvision(name: str) -> Network:
+    """Sizes as tried. Most networks halve the side five times: below 32 pixels their last map would be a fraction."""
+    only = 224 if name.startswith(("vit_", "maxvit_")) else None  # learned positions, or windows that must divide
+    smallest = {"inception_v3": 75, "alexnet": 63}.get(name, 32)
+    return Network(name=TORCHVISION + name, min_size=only or smallest, only_size=only)
 
 
 def _cifar_schedule(learning_rate: float) -> Schedule:

@@ -6,6 +6,7 @@ import ast
 import functools
 import hashlib
 import importlib
+import importlib.metadata
 import inspect
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from smskd import recipe as recipes
 from smskd import stage as training
 from smskd import teacher as teachers
 from smskd.data import Data
+from smskd.files import ImageFiles
 from smskd.methods import base, ce, kd
 from smskd.methods.base import Batch
 from smskd.pairs import Network, Pair, Schedule
@@ -108,7 +110,9 @@ class Result:
 def run(
     recipe: Recipe | str,
     *,
-    pair: str = "tiny",
+    pair: str | None = None,
+    teacher_model: str | None = None,
+    student_model: str | None = None,
     data: str = "digits",
     seed: int = 0,
     epochs: int | None = None,
@@ -127,7 +131,8 @@ def run(
 
     Args:
         recipe: a Recipe or its notation, such as "kd>fitnets>rkd weighting=tcp".
-        pair, data: names, as in smskd.pairs and smskd.data.
+        pair, data: names, as in smskd.pairs and smskd.data; pair None: tiny, or the pair of the two models.
+        teacher_model, student_model: classifiers of torchvision, given together and in place of a pair.
         seed: of the student; the same seed starts every recipe from the same weights.
         epochs: per stage; None: the pair's own.
         epochs_total: of all stages together, instead; split as evenly as it goes, the first stages get what is over.
@@ -146,8 +151,9 @@ def run(
     """
     recipe = recipes.parse(recipe) if isinstance(recipe, str) else recipe
     bench = prepare(
-        pair=pair, data=data, data_dir=data_dir, train_size=train_size, image_size=image_size,
-        teacher=teacher, teacher_epochs=teacher_epochs, store=store, device=device,
+        pair=pair, teacher_model=teacher_model, student_model=student_model, data=data, data_dir=data_dir,
+        train_size=train_size, image_size=image_size, teacher=teacher, teacher_epochs=teacher_epochs, store=store,
+        device=device,
     )  # fmt: skip
     per_stage = pairs.split_epochs(len(recipe.stages), bench.pair, epochs=epochs, epochs_total=epochs_total)
     student = _fresh(bench.pair.student, bench.data, seed=_derived(seed, "student"))
@@ -207,7 +213,9 @@ def test_accuracy(result: Result, bench: Bench) -> float:
 
 def prepare(
     *,
-    pair: str = "tiny",
+    pair: str | None = None,
+    teacher_model: str | None = None,
+    student_model: str | None = None,
     data: str = "digits",
     data_dir: str | Path | None = None,
     train_size: int | None = None,
@@ -224,9 +232,10 @@ def prepare(
 
     on_epoch: called with finished epochs, and all epochs, of a teacher that is trained.
     """
-    wanted = (pair, data, data_dir, train_size, image_size, teacher, teacher_epochs, store, device)
+    chosen = pairs.choose(pair, teacher_model, student_model)
+    wanted = (chosen.name, data, data_dir, train_size, image_size, teacher, teacher_epochs, store, device)
     if wanted not in _benches:
-        made = _prepared(*wanted, on_epoch)
+        made = _prepared(chosen, *wanted[1:], on_epoch)
         while len(_benches) >= 2:
             del _benches[next(iter(_benches))]
         _benches[wanted] = made
@@ -237,7 +246,7 @@ _benches: dict[tuple[Any, ...], Bench] = {}
 
 
 def _prepared(
-    pair: str,
+    table: Pair,
     data: str,
     data_dir: str | Path | None,
     train_size: int | None,
@@ -249,7 +258,6 @@ def _prepared(
     on_epoch: Callable[[int, int], None],
 ) -> Bench:
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    table = pairs.get(pair)
     loaded = load_data(table, data=data, data_dir=data_dir, train_size=train_size, image_size=image_size).to(place)
     if place.type == "cuda":
         torch.backends.cudnn.deterministic = True
@@ -457,11 +465,12 @@ def environment(device: torch.device) -> dict[str, str | int]:
 @functools.cache
 def code_digest(network: str, stage_methods: tuple[str, ...]) -> str:
     """SHA-256 of the code that a stage's result is a function of; comments and docstrings aren't in it."""
-    family = models.FAMILIES[network]
+    family = models.family(network)
     sources: list[Any] = [
         training,
         anchor,
         Data,
+        ImageFiles,
         Teacher,
         base,
         ce,
@@ -470,7 +479,8 @@ def code_digest(network: str, stage_methods: tuple[str, ...]) -> str:
         importlib.import_module(f"smskd.models.{family}"),
     ]
     sources += [importlib.import_module("smskd.models.staged"), *(methods.load(name) for name in stage_methods)]
-    digest = hashlib.sha256()
+    # the layers themselves are torchvision's
+    digest = hashlib.sha256(importlib.metadata.version("torchvision").encode() if family == "torchvision_any" else b"")
     for source in sources:
         tree = ast.parse(inspect.getsource(source))
         for node in ast.walk(tree):

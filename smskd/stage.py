@@ -27,7 +27,8 @@ from smskd.teacher import Teacher
 _MILESTONES = (0.625, 0.75, 0.875)
 # A one-cycle schedule climbs from a 25th of its peak in the first 30 % of the steps.
 _ONE_CYCLE_RISE, _ONE_CYCLE_START = 0.3, 1 / 25
-_EVALUATION_BATCH = 512
+# Images an evaluation step: so many, or fewer if they are large.
+_EVALUATION_BATCH, _EVALUATION_PIXELS = 512, 2**22
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -197,12 +198,9 @@ def train_stage(
             names: list[str] = []
             anchor_weights = []
             total: Tensor = torch.zeros((), device=device)
-            for step in range(steps):
+            for step, (index, view, images, labels) in enumerate(data.batches(order, views, batch)):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(schedule, epoch * steps + step, epochs * steps)
-                index = order[step * batch : (step + 1) * batch]
-                view = views[index]
-                images, labels = data.augmented(index, view), data.train.labels[index]
                 output = View(student(images), student.hint_index)  # type: ignore[arg-type]
                 named = {"ce": ce_weight * ce.cross_entropy(output.output.logits, labels)}
                 answers = [t(index, view, images, w) for t, w in zip(teachers, wanted, strict=True) if w]
@@ -276,12 +274,11 @@ def accuracy(network: nn.Module, data: Data, split: Split) -> float:
     """Share of a split's images that a network classifies right, in eval mode; its own mode is as before."""
     training = network.training
     network.eval()
+    size = max(1, min(_EVALUATION_BATCH, _EVALUATION_PIXELS // (data.height * data.width)))
     with torch.inference_mode():
         right = [
             (network(data.normalised(images)).logits.argmax(dim=1) == labels).sum()
-            for images, labels in zip(
-                torch.split(split.images, _EVALUATION_BATCH), torch.split(split.labels, _EVALUATION_BATCH), strict=True
-            )
+            for images, labels in split.batches(size)
         ]
     network.train(training)
     return float(sum(int(r) for r in right) / len(split))

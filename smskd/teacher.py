@@ -26,20 +26,20 @@ class Teacher:
     """A frozen network, asked for the outputs of training images in given views.
 
     Each (image, view) is computed once and kept, as long as the tables fit their budget: logits and embeddings first,
-    then hints. On a CPU a network's answer for an image doesn't depend on the rest of the batch, bit for bit (batches
-    of one take another path and are avoided), so training with the tables equals training with the live teacher.
-    Elsewhere that isn't promised, and the teacher runs live. For a hint it runs as deep as the hint.
+    then hints. On a CPU the answer of a chain of `stages` for an image doesn't depend on the rest of the batch, bit for
+    bit (batches of one take another path and are avoided), so training with the tables equals training with the live
+    teacher. Elsewhere (GPUs; wide linear layers or grouped convolutions, as torchvision's classifiers have) that isn't
+    so, and the teacher runs live. For a hint a chain runs as deep as the hint.
     """
 
     def __init__(self, network: nn.Module, data: Data, *, table_bytes: int = TABLE_BYTES) -> None:
         self.network = network.eval().requires_grad_(False)
         self.hint_index: int = network.hint_index  # type: ignore[assignment]
-        stages: Any = network.stages
-        self._hint_part = nn.Sequential(*stages[: self.hint_index + 1]).eval()
+        self._hint_part = _hint_part(network).eval()
         self._views = data.views
         self._ends: _Table | None = None
         self._hints: _Table | None = None
-        if data.mean.device.type == "cpu":
+        if data.mean.device.type == "cpu" and hasattr(network, "stages"):
             rows = len(data.train) * data.views
             probe = self._whole(data.normalised(data.train.images[:2]))
             ends, hints = _Table.size(rows, probe[:2]), _Table.size(rows, probe[2:])
@@ -81,6 +81,24 @@ class Teacher:
     def part(self, reads: frozenset[str]) -> nn.Module:
         """What has to run for these outputs, if no table has them."""
         return self._hint_part if reads == {"hint"} else self.network
+
+
+class _Hint(nn.Module):
+    """The hint of a network that can't be run in part."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Output = self.network(images)
+        return output.features[self.network.hint_index]  # type: ignore[index]
+
+
+def _hint_part(network: nn.Module) -> nn.Module:
+    """What has to run for the hint: images to maps."""
+    stages: Any = getattr(network, "stages", None)
+    return _Hint(network) if stages is None else nn.Sequential(*stages[: network.hint_index + 1])  # type: ignore[operator]
 
 
 class _Table:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from smskd import cli, datasets, methods, names, pairs
+from smskd import cli, datasets, methods, pairs
 from smskd.recipe import ANCHORS, WEIGHTINGS, Recipe, make, parse
 
 DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 4, 130
@@ -29,7 +29,9 @@ class Config:
     weighting: str | None = cli.key(None, "weight of the anchor: " + ", ".join(WEIGHTINGS) + " (default: the recipe's)")
     lambda_base: float | None = cli.key(None, "largest weight of the anchor (default: the recipe's)")
     teachers: int | None = cli.key(None, "how many teachers the methods share out (default: the recipe's)")
-    pair: str = cli.key("tiny", "teacher and student: " + ", ".join(pairs.PAIRS))
+    pair: str | None = cli.key(None, "teacher and student: " + ", ".join(pairs.PAIRS) + " (default: tiny)")
+    teacher_model: str | None = cli.key(None, "in place of pair=, with student_model=: any classifier of torchvision")
+    student_model: str | None = cli.key(None, "as teacher_model=, such as mobilenet_v3_small")
     data: str = cli.key("digits", "data set: " + ", ".join(datasets.NAMES))
     epochs: int | None = cli.key(None, "epochs per stage (default: the pair's own)")
     epochs_total: int | None = cli.key(None, "epochs of all stages together, instead")
@@ -40,7 +42,9 @@ class Config:
     teacher_epochs: int | None = cli.key(None, "epochs of a teacher that is trained (default: the pair's own)")
     data_dir: str | None = cli.key(None, "folder with the data set's files")
     train_size: int | None = cli.key(None, "train on this many images, stratified (default: all)")
-    image_size: int | None = cli.key(None, "for data=folder: resize images to this many pixels a side")
+    image_size: int | None = cli.key(
+        None, "for data=folder: pixels a side; the shorter one is resized, the middle cut out"
+    )
     threads: int = cli.key(1, "threads on a CPU; part of a stage's identity in the store")
     store: str = cli.key("runs/store", "folder of finished stages")
     out: str = cli.key("runs/student.safetensors", "where the student's weights are written")
@@ -76,7 +80,7 @@ def _read(argv: Sequence[str]) -> tuple[Config, Recipe]:
         config = cli.parse(Config, rest, base=base)
     else:
         config = given
-    names.check("pair", config.pair, pairs.PAIRS)
+    pair = pairs.choose(config.pair, config.teacher_model, config.student_model)
     datasets.check(config.data, data_dir=config.data_dir, image_size=config.image_size)
     if config.threads < 1:
         raise ValueError(f"threads >= 1 must hold, but got threads={config.threads}")
@@ -87,9 +91,7 @@ def _read(argv: Sequence[str]) -> tuple[Config, Recipe]:
         if value is not None and value < 1:
             raise ValueError(f"{name} >= 1 must hold, but got {name}={value}")
     recipe = parse(config.recipe)
-    pairs.split_epochs(
-        len(recipe.stages), pairs.get(config.pair), epochs=config.epochs, epochs_total=config.epochs_total
-    )
+    pairs.split_epochs(len(recipe.stages), pair, epochs=config.epochs, epochs_total=config.epochs_total)
     asked = {name: value for name in _SETTINGS if (value := getattr(config, name)) is not None}
     return config, make(recipe.notation, recipe.settings | asked)
 
@@ -108,7 +110,8 @@ def _train(config: Config, recipe: Recipe) -> int:
     from smskd import pipeline
 
     torch.set_num_threads(config.threads)
-    keys = ("pair", "data", "data_dir", "train_size", "image_size", "teacher", "teacher_epochs", "store")
+    networks = ("pair", "teacher_model", "student_model")
+    keys = (*networks, "data", "data_dir", "train_size", "image_size", "teacher", "teacher_epochs", "store")
     settings = {key: getattr(config, key) for key in keys}
     bench = pipeline.prepare(**settings, device=None)
     _say(

@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol, cast
 
 from torch import Tensor, nn
 
+from smskd.pairs import TORCHVISION
+
 
 class Output(NamedTuple):
     """What a network says of a batch of B images.
@@ -51,11 +53,20 @@ FAMILIES = {
 }
 
 
-def build(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
-    """A fresh network by name, initialised from torch's global generator.
+def family(name: str) -> str:
+    """The file of this folder that builds a network.
 
     Raises:
         KeyError: there is no network of this name (names come from smskd.pairs, so this is our mistake).
     """
-    family = importlib.import_module(f"smskd.models.{FAMILIES[name]}")
-    return cast(nn.Module, family.build(name, num_classes=num_classes, in_channels=in_channels))
+    return "torchvision_any" if name.startswith(TORCHVISION) else FAMILIES[name]
+
+
+def build(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
+    """A fresh network by name, initialised from torch's global generator.
+
+    Raises:
+        KeyError: there is no network of this name, as in family().
+    """
+    built_by = importlib.import_module(f"smskd.models.{family(name)}")
+    return cast(nn.Module, built_by.build(name, num_classes=num_classes, in_channels=in_channels))
