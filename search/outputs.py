@@ -67,6 +67,41 @@ def rows(config: Config, bench: Mapping[str, Any], search: Settled, confirm: Set
     return table
 
 
+def stage_rows(config: Config, search: Settled, confirm: Settled) -> list[dict[str, Any]]:
+    """One row per stage of each finished training: what it kept of the teacher and of the stages before it."""
+    table = []
+    for phase, settled in (("search", search), ("confirm", confirm)):
+        for recipe, record in _ordered(settled):
+            if record["status"] != "complete":
+                continue
+            for number, (stage, told) in enumerate(zip(recipe.stages, record["stages"], strict=True), 1):
+                spread = {f"lambda_{name}": value for name, value in told["anchor_weights"].items()}
+                if spread and recipe.weighting != "fixed":  # lambda = (1 - TCP) * lambda_base, so quantiles swap ends
+                    for name, value in told["anchor_weights"].items():
+                        mirrored = f"q{100 - int(name[1:]):02d}" if name.startswith("q") else name
+                        spread[f"tcp_{mirrored}"] = 1 - value / recipe.lambda_base
+                table.append(
+                    {
+                        "recipe": recipe.notation,
+                        "recipe_id": recipe.id,
+                        "anchor": recipe.anchor,
+                        "weighting": recipe.weighting,
+                        "pair": config.pair,
+                        "data": config.data,
+                        "seed": record["seed"],
+                        "phase": phase,
+                        "stage": number,
+                        "methods": str(stage),
+                        "val_accuracy": told["val_accuracy"],
+                        "agreement_teacher": told["agreement_teacher"],
+                        "agreement_previous": told["agreement_previous"],
+                        **spread,
+                        **{f"loss_of_stage_{k}": loss for k, loss in enumerate(told["stage_losses"], 1)},
+                    }
+                )
+    return table
+
+
 def summary(config: Config, bench: Mapping[str, Any], search: Settled) -> pd.DataFrame:
     """One row per finished recipe, on validation alone, with the front marked; empty if there is none."""
     table = pd.DataFrame(rows(config, bench, search, {}), columns=list(results.COLUMNS))
@@ -81,6 +116,8 @@ def write(
 
     folder = config.folder
     results.write(rows(config, bench, search, confirm), folder)
+    by_stage = pd.DataFrame(stage_rows(config, search, confirm))
+    results.write_atomically(folder / "stages.csv", by_stage.to_csv(index=False, lineterminator="\n").encode())
     table = front.summarise(results.read(folder), config.cost)
     front.write_front(table, folder / "front.csv")
     winner = front.winner(table)

@@ -38,6 +38,10 @@ class StageRecord(TypedDict):
     val_accuracy: float
     train_flops: float
     device_seconds: float
+    anchor_weights: dict[str, float]
+    agreement_teacher: float
+    agreement_previous: float | None
+    stage_losses: list[float]
 
 
 class Record(TypedDict):

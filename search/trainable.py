@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -67,9 +68,8 @@ def train(config: dict[str, Any]) -> None:
             recipe, seed=seed, epochs=config["epochs"], epochs_total=config["epochs_total"], on_stage=on_stage,
             on_epoch=on_epoch, **config["pipeline"],
         )  # fmt: skip
-        stages: Any = [
-            {k: getattr(s, k) for k in ("key", "val_accuracy", "train_flops", "device_seconds")} for s in result.stages
-        ]
+        named = ("key", "val_accuracy", "train_flops", "device_seconds", "anchor_weights")
+        stages: Any = [{k: getattr(s, k) for k in named} | asdict(s.kept) for s in result.stages]
         record = {
             "seed": seed, "status": "complete", "error": None, "params": result.params, "stages": stages,
             "test_accuracy": pipeline.test_accuracy(result, prepared) if config["test"] else None,

@@ -24,10 +24,11 @@ from smskd import stage as training
 from smskd import teacher as teachers
 from smskd.data import Data
 from smskd.files import ImageFiles
+from smskd.forgetting import Kept, Lineage, Validation
 from smskd.methods import base, ce, kd
 from smskd.methods.base import Batch
 from smskd.pairs import Network, Pair, Schedule
-from smskd.recipe import Recipe
+from smskd.recipe import Recipe, Stage
 from smskd.store import Entry, Store, address
 from smskd.teacher import Teacher
 
@@ -50,6 +51,7 @@ class Bench:
     teacher_accuracy: float
     teacher_source: str
     teacher_epochs: int
+    validation: Validation
     more: dict[int, tuple[Teacher, Entry]] = field(default_factory=dict, repr=False)
     flops: dict[tuple[Any, ...], float] = field(default_factory=dict, repr=False)
 
@@ -75,6 +77,7 @@ class StageResult:
     losses: tuple[Mapping[str, float], ...]
     anchor_weights: Mapping[str, float]
     trained: bool
+    kept: Kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +163,7 @@ def run(
     parent: Entry | None = None
     results: list[StageResult] = []
     extra_flops = 0.0
+    lineage, listened = Lineage(bench.validation), dict[int, nn.Module]()
     for number, (stage, prefix) in enumerate(zip(recipe.stages, recipe.prefixes(), strict=True), 1):
         reads = training.reads(stage, recipe, first=parent is None)
         taught = [bench_teacher(bench, place) for place in range(recipe.teachers)] if reads else []
@@ -171,7 +175,15 @@ def run(
             teachers=[teacher for teacher, *_ in taught], teacher_digests=[digest for _, digest, _ in taught],
             flops=bench.flops, on_epoch=functools.partial(on_epoch, number),
         )  # fmt: skip
-        results.append(stage_result(entry, trained=trained))
+        places = {place for own in training.assigned(stage.distils, recipe.teachers) for place in own}
+        listened |= {place: bench_teacher(bench, place)[0].network for place in {0, *places}}
+        kept = lineage.add(
+            student,
+            ce_weight=ce.weight(stage.methods, ce.WEIGHTS | dict(bench.pair.loss_weights)),
+            terms=_trained_terms(bench, student, stage, recipe, entry),
+            teachers=listened,
+        )
+        results.append(StageResult(key=entry.key, digest=entry.digest, trained=trained, kept=kept, **entry.facts))
         on_stage(number, results[-1])
         parent = entry
     assert parent is not None
@@ -199,9 +211,20 @@ def bench_teacher(bench: Bench, place: int) -> tuple[Teacher, str, float]:
     return teacher, entry.digest, float(entry.facts["train_flops"])
 
 
-def stage_result(entry: Entry, *, trained: bool) -> StageResult:
-    """What the store says of a stage."""
-    return StageResult(key=entry.key, digest=entry.digest, trained=trained, **entry.facts)
+def _trained_terms(bench: Bench, student: nn.Module, stage: Stage, recipe: Recipe, entry: Entry) -> list[training.Term]:
+    """A finished stage's methods, as they were when it ended."""
+    if not stage.distils:
+        return []
+    views = [training.probe(bench_teacher(bench, place)[0].network, bench.data) for place in range(recipe.teachers)]
+    with torch.random.fork_rng():
+        terms = training.build_terms(
+            stage, training.probe(student, bench.data), views, bench.pair.loss_weights, bench.data.train.labels
+        )
+    learned = bench.store.methods(entry.key)
+    for number, term in enumerate(terms):
+        mine = {name.partition("/")[2]: t for name, t in learned.items() if name.partition("/")[0] == str(number)}
+        term.method.to(bench.device).load_state_dict(mine)
+    return terms
 
 
 def test_accuracy(result: Result, bench: Bench) -> float:
@@ -285,6 +308,7 @@ def _prepared(
         teacher_accuracy=training.accuracy(network, loaded, loaded.validation),
         teacher_source=source,
         teacher_epochs=epochs,
+        validation=Validation(loaded, table.student_schedule.batch_size),
     )
 
 
@@ -346,7 +370,7 @@ def finish_stage(
     anchored = parent is not None and recipe.anchored
     weights = {name: value for name, value in loss_weights.items() if name in _terms(stage.methods)}
     identity = {
-        "format": 1,
+        "format": 2,
         "network": spec.name,
         "image": [data.channels, data.height, data.width],
         "data": data.fingerprint,
@@ -383,7 +407,12 @@ def finish_stage(
                     "losses": done.losses,
                     "anchor_weights": done.anchor_weights,
                 }
-                return store.put(key, identity, network.state_dict(), facts), True
+                learned = {
+                    f"{number}/{name}": tensor
+                    for number, term in enumerate(done.terms)
+                    for name, tensor in term.method.state_dict().items()
+                }
+                return store.put(key, identity, network.state_dict(), facts, learned), True
     network.load_state_dict(dict(entry.weights))
     return entry, False
 

@@ -61,8 +61,8 @@ class Term:
     teachers: tuple[int, ...]
     share: float
 
-    def __call__(self, student: View, answers: Sequence[View], batch: Batch) -> dict[str, Tensor]:
-        """Named, weighted losses; `answers` are those of all teachers."""
+    def __call__(self, student: View, answers: Sequence[View] | Mapping[int, View], batch: Batch) -> dict[str, Tensor]:
+        """Named, weighted losses; `answers` are the teachers', by place."""
         own = [answers[place] for place in self.teachers]
         answer = own[0] if len(own) == 1 else mean_answer(own, getattr(methods.load(self.name), "TEMPERATURE", 1.0))
         losses = self.method(student, answer, batch)

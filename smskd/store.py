@@ -1,8 +1,9 @@
 """Finished stages by content address: immutable, verified on read, shared by trials and by later runs.
 
-An entry is a folder named by the SHA-256 of what its content is a function of; it holds the weights (safetensors) and a
-manifest. It is written under a temporary name, synced and renamed, so an entry is whole or absent. There is no index
-and no second state: everything else can be made again from here.
+An entry is a folder named by the SHA-256 of what its content is a function of; it holds the weights (safetensors), what
+the stage's methods learned for themselves (regressors; safetensors), and a manifest. It is written under a temporary
+name, synced and renamed, so an entry is whole or absent. There is no index and no second state: everything else can be
+made again from here.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # a search's driver looks into the store and needs no torch
     from torch import Tensor
 
 WEIGHTS = "weights.safetensors"
+METHODS = "methods.safetensors"
 MANIFEST = "manifest.json"
 
 
@@ -113,8 +115,19 @@ class Store:
                 place.rename(aside / f"{key}.{uuid.uuid4().hex[:8]}")
             return None
 
+    def methods(self, key: str) -> dict[str, Tensor]:
+        """What the methods of a stage that is there learned for themselves, by name; verified by get() before."""
+        import safetensors.torch
+
+        return safetensors.torch.load((self.path(key) / METHODS).read_bytes())
+
     def put(
-        self, key: str, identity: Mapping[str, Any], weights: Mapping[str, Tensor], facts: Mapping[str, Any]
+        self,
+        key: str,
+        identity: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        facts: Mapping[str, Any],
+        methods: Mapping[str, Tensor],
     ) -> Entry:
         """Add an entry; the caller holds lock(key), and the entry is absent.
 
@@ -123,9 +136,13 @@ class Store:
         """
         import safetensors.torch
 
-        content = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
+        content, learned = (
+            safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+            for tensors in (weights, methods)
+        )
         digest = hashlib.sha256(content).hexdigest()
         manifest = {"key": key, "identity": identity, "weights": digest, "facts": facts, "written": time.time()}
+        manifest["methods"] = hashlib.sha256(learned).hexdigest()
         manifest["check"] = hashlib.sha256(canonical(manifest).encode()).hexdigest()
         temporary = self.root / "partial" / f"{key}.{uuid.uuid4().hex}"
         place = self.path(key)
@@ -133,6 +150,7 @@ class Store:
         temporary.mkdir()
         try:
             _write_synced(temporary / WEIGHTS, content)
+            _write_synced(temporary / METHODS, learned)
             _write_synced(
                 temporary / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False).encode()
             )
@@ -163,8 +181,10 @@ def _read(place: Path, key: str) -> tuple[dict[str, Any], bytes]:
     if manifest["key"] != key or address(manifest["identity"]) != key:
         raise ValueError(f"{place} holds the stage {manifest['key']}")
     content = (place / WEIGHTS).read_bytes()
-    if hashlib.sha256(content).hexdigest() != manifest["weights"]:
-        raise ValueError(f"{place / WEIGHTS} was changed after it was written")
+    for name, digest in ((WEIGHTS, manifest["weights"]), (METHODS, manifest["methods"])):
+        with (place / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise ValueError(f"{place / name} was changed after it was written")
     if not isinstance(manifest["facts"], dict):
         raise ValueError(f"{place / MANIFEST} holds no facts")
     safetensors.deserialize(content)  # type: ignore[no-untyped-call]  # its header; the digest holds, so what is wrong here was written so

@@ -59,6 +59,11 @@ def test_a_search_leaves_its_files(done: tuple[Path, Path]) -> None:
     assert set(front["recipe"]) == set(rows.loc[rows["phase"] == "confirm", "recipe"])
     run = json.loads((out / "run.json").read_text())
     assert (run["recipes"], run["seeds"], run["stage_runs"], run["stage_runs_unshared"]) == (4, 2, 8, 12)
+    stages = pd.read_csv(out / "stages.csv")
+    assert len(stages) == rows["n_stages"].sum()
+    last = stages[stages["stage"] == 2].set_index(["recipe", "seed", "phase"])
+    assert last["agreement_previous"].between(0, 1).all() and last["loss_of_stage_1"].gt(0).all()
+    assert (last["lambda_mean"] == 0.5).all()
     for name in ("best.yaml", "report.html", "student.safetensors", "study.db", "results.csv"):
         assert (out / name).stat().st_size > 0
 

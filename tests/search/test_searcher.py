@@ -11,6 +11,7 @@ from search import bench, searcher, trainable
 from search.searcher import Job, ListSource
 from search.study import Record
 from smskd import pipeline
+from smskd.forgetting import Kept
 
 
 def prepared(on_epoch: Callable[[int, int], None]) -> Any:
@@ -26,7 +27,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch, run: Any, prepare: Any = prepared) 
     monkeypatch.setattr(pipeline, "prepare", prepare)
     monkeypatch.setattr(bench, "describe", lambda prepared, latency: {"latency": latency})
     config = {
-        "cpus": 1, "recipe": "kd>rkd>kd", "seed": 4, "test": False, "epochs": 2, "pipeline": {},
+        "cpus": 1, "recipe": "kd>rkd>kd", "seed": 4, "test": False, "epochs": 2, "epochs_total": None, "pipeline": {},
         "describe": True, "latency": False,
     }  # fmt: skip
     trainable.train(config)
@@ -41,8 +42,16 @@ def test_a_failure_names_the_stage_it_happened_in(
     def run(recipe: str, *, on_stage: Any, on_epoch: Any, **settings: Any) -> None:
         for number in range(1, finished + 1):
             result = pipeline.StageResult(
-                key="k", digest="d", val_accuracy=0.5, train_flops=1, device_seconds=1, losses=(), trained=True
-            )
+                key="k",
+                digest="d",
+                val_accuracy=0.5,
+                train_flops=1,
+                device_seconds=1,
+                losses=(),
+                anchor_weights={},
+                trained=True,
+                kept=Kept(agreement_teacher=1, agreement_previous=None, stage_losses=(1.0,)),
+            )  # fmt: skip
             on_stage(number, result)
         if reported:
             on_epoch(finished + 1, 1, 2)

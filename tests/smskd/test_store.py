@@ -20,10 +20,13 @@ def _weights() -> dict[str, torch.Tensor]:
     return {"a": torch.randn(3, 4, generator=generator), "steps": torch.tensor(7)}
 
 
+LEARNED = {"0/regressor.weight": torch.ones(2)}
+
+
 def _filled(root: Path) -> Store:
     store = Store(root)
     with store.lock(KEY):
-        store.put(KEY, IDENTITY, _weights(), FACTS)
+        store.put(KEY, IDENTITY, _weights(), FACTS, LEARNED)
     return store
 
 
@@ -50,7 +53,7 @@ def test_put_then_get(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.get(KEY) is None
     with store.lock(KEY):
-        put = store.put(KEY, IDENTITY, _weights(), FACTS)
+        put = store.put(KEY, IDENTITY, _weights(), FACTS, LEARNED)
     got = Store(tmp_path).get(KEY)
     assert got is not None
     assert (got.key, got.digest, got.facts) == (KEY, put.digest, FACTS)
@@ -70,7 +73,7 @@ def test_flipped_bit_is_found_and_set_aside(tmp_path: Path, file: str, place: in
     assert not store.path(KEY).exists()
     assert len(list((tmp_path / "aside").glob(f"{KEY}.*"))) == 1
     with store.lock(KEY):
-        store.put(KEY, IDENTITY, _weights(), FACTS)  # it can be made again
+        store.put(KEY, IDENTITY, _weights(), FACTS, LEARNED)  # it can be made again
     assert store.get(KEY) is not None
 
 
@@ -147,11 +150,11 @@ def test_failed_write_leaves_the_store_as_before(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "fsync", fsync)
     with store.lock(key), pytest.raises(OSError, match="No space left"):
-        store.put(key, identity, _weights(), FACTS)
+        store.put(key, identity, _weights(), FACTS, LEARNED)
     monkeypatch.undo()
     assert _files(tmp_path) == before
     assert not list((tmp_path / "partial").iterdir())
     assert store.get(key) is None
     with store.lock(key):
-        store.put(key, identity, _weights(), FACTS)
+        store.put(key, identity, _weights(), FACTS, LEARNED)
     assert store.get(key) is not None

@@ -1,0 +1,105 @@
+"""What a stage is said to have kept."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from smskd import models, pipeline, recipe
+from smskd import stage as training
+from smskd.forgetting import Lineage, Validation
+from smskd.methods import ce, fitnets, kd
+from smskd.pipeline import Bench
+
+SMALL = {"train_size": 200, "teacher_epochs": 1, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def bench(store: Path) -> Bench:
+    return pipeline.prepare(**SMALL, store=store)  # type: ignore[arg-type]
+
+
+def fresh() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return models.build("tiny_student", num_classes=10, in_channels=1)
+
+
+def test_agreement_and_losses_are_what_a_plain_loop_finds(bench: Bench, store: Path) -> None:
+    result = pipeline.run("fitnets>kd", seed=3, epochs=1, store=store, **SMALL)  # type: ignore[arg-type]
+    (first, second), data = result.stages, bench.data
+    students = []
+    for stage in result.stages:
+        entry = bench.store.get(stage.key)
+        assert entry is not None
+        student = fresh()
+        student.load_state_dict(dict(entry.weights))
+        students.append(student.eval())
+    images, labels = data.normalised(data.validation.images), data.validation.labels
+    with torch.no_grad():
+        early, late = (student(images) for student in students)
+        teacher = bench.teacher.network(images)
+    chosen = [output.logits.argmax(dim=1) for output in (early, late, teacher)]
+    assert first.kept.agreement_teacher == pytest.approx((chosen[0] == chosen[2]).double().mean().item())
+    assert second.kept.agreement_teacher == pytest.approx((chosen[1] == chosen[2]).double().mean().item())
+    assert first.kept.agreement_previous is None
+    assert second.kept.agreement_previous == pytest.approx((chosen[0] == chosen[1]).double().mean().item())
+
+    regressor = fitnets.Regressor((8, 4, 4), (64, 4, 4)).eval()
+    learned = {n.removeprefix("0/regressor."): t for n, t in bench.store.methods(first.key).items()}
+    regressor.load_state_dict(learned)
+    with torch.no_grad():
+        hints = [
+            fitnets.hint_loss(regressor(output.features[0]), teacher.features[1]).item() for output in (early, late)
+        ]
+    entropy = [ce.cross_entropy(output.logits, labels).item() for output in (early, late)]
+    soft = kd.kd_loss(late.logits, teacher.logits).item()
+    assert first.kept.stage_losses == pytest.approx((entropy[0] + 10 * hints[0],), rel=1e-4)
+    assert second.kept.stage_losses == pytest.approx(
+        (entropy[1] + 10 * hints[1], 0.1 * entropy[1] + 0.9 * soft), rel=1e-4
+    )
+    assert hints[0] != pytest.approx(hints[1], rel=1e-3)
+
+
+def test_from_the_store_the_same_is_said(bench: Bench, store: Path) -> None:
+    trained, found = (
+        pipeline.run("kd>rkd>fitnets weighting=tcp", seed=4, epochs=1, store=store, **SMALL)  # type: ignore[arg-type]
+        for _ in range(2)
+    )
+    assert [s.trained for s in (*trained.stages, *found.stages)] == [True] * 3 + [False] * 3
+    assert [s.kept for s in trained.stages] == [s.kept for s in found.stages]
+    assert [len(s.kept.stage_losses) for s in found.stages] == [1, 2, 3]
+
+
+def test_looking_changes_nothing(bench: Bench) -> None:
+    student = fresh()
+    before, state = copy.deepcopy(student.state_dict()), torch.get_rng_state()
+    view = training.probe(student, bench.data)
+    parsed = recipe.parse("fitnets")
+    teacher = training.probe(bench.teacher.network, bench.data)
+    with torch.random.fork_rng():
+        terms = training.build_terms(parsed.stages[0], view, [teacher], {}, bench.data.train.labels)
+    term_before = copy.deepcopy(terms[0].method.state_dict())
+    lineage = Lineage(Validation(bench.data, 50))
+    kept = lineage.add(student, ce_weight=1, terms=terms, teachers={0: bench.teacher.network})
+    assert student.training and terms[0].method.training and not bench.teacher.network.training
+    assert all(torch.equal(before[n], t) for n, t in student.state_dict().items())
+    assert all(torch.equal(term_before[n], t) for n, t in terms[0].method.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    again = lineage.add(student, ce_weight=1, terms=terms, teachers={0: bench.teacher.network})
+    assert again.agreement_previous == 1 and again.stage_losses == kept.stage_losses * 2
+
+
+def test_a_teacher_agrees_with_itself(bench: Bench) -> None:
+    lineage = Lineage(Validation(bench.data, 50))
+    kept = lineage.add(bench.teacher.network, ce_weight=1, terms=[], teachers={0: bench.teacher.network})
+    assert kept.agreement_teacher == 1
