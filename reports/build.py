@@ -13,7 +13,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from reports import page, results
+from reports import page, results, stages
 from reports.front import COSTS
 
 SCHEMA = 1
@@ -30,7 +30,7 @@ def build(run: Path) -> Path:
     files: dict[str, str | None] = {path.name: None for path in run.iterdir() if path.name[0] != "." and path.is_file()}
     if "best.yaml" in files:
         files["best.yaml"] = (run / "best.yaml").read_text(encoding="utf-8", errors="replace")
-    contents = page.contents(table, info, files)
+    contents = page.contents(table, info, files, stages.read(run))
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

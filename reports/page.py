@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports import figures, paper
+from reports import figures, paper, stages
 from reports.front import COSTS, nondominated, summarise, winner
 from reports.recipe_file import recipe_yaml
 from reports.results import STATUSES
@@ -67,8 +67,16 @@ class Cost:
         return f"{number(self.of(row))} {self.unit}"
 
 
-def contents(results: pd.DataFrame, info: Mapping[str, Any], files: Mapping[str, str | None]) -> dict[str, Any]:
-    """Everything the template shows. info: run.json; files: names of the run folder's files, best.yaml's with its text.
+def contents(
+    results: pd.DataFrame,
+    info: Mapping[str, Any],
+    files: Mapping[str, str | None],
+    by_stage: pd.DataFrame | None = None,
+) -> dict[str, Any]:
+    """Everything the template shows.
+
+    info: run.json. files: names of the run folder's files, best.yaml's with its text. by_stage: as reports.stages reads
+    it.
 
     Raises:
         ValueError: the config names no known cost, or one that wasn't measured.
@@ -129,6 +137,7 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any], files: Mapping[str,
         "gains": gains,
         "baseline": baseline,
         "budget": _budget_note(rows, base),
+        "kept": [] if by_stage is None else stages.groups(by_stage, _labels(rows), best["recipe_id"]),
         "paper": [table for table in paper.tables([paper.Run(table=results, info=info)]) if table.judged],
         "data": {
             "recipes": [{key: value for key, value in entry.items() if key not in _TABLES_ONLY} for entry in entries],
@@ -163,7 +172,19 @@ def _settings(row: Row) -> str:
 
 
 def _label(row: Row) -> str:
-    return (f"{row['letter']} · " if row["letter"] else "") + display(row["recipe"])
+    return (f"{row['letter']} · " if row["letter"] else "") + _name(row)
+
+
+def _labels(rows: Sequence[Row]) -> dict[str, str]:
+    """Recipes by id, best on validation first: stages, and the anchor's settings in words."""
+    ordered = sorted(rows, key=lambda row: -row["val_accuracy"])
+    return {row["recipe_id"]: f"{_name(row)}, {_settings(row)}" for row in ordered}
+
+
+def _name(row: Row) -> str:
+    """The stages as shown, and how many teachers they had if that was more than one."""
+    several = f" · {row['teachers']} teachers" if row["teachers"] > 1 else ""
+    return display(row["recipe"]) + several
 
 
 def _costs(summary: pd.DataFrame, chosen: str) -> list[Cost]:
@@ -210,7 +231,7 @@ def _entry(row: Row, costs: list[Cost], base: Row | None, low: float, yaml: str)
     entry: dict[str, Any] = {
         "id": row["recipe_id"],
         "letter": row["letter"],
-        "name": display(row["recipe"]),
+        "name": _name(row),
         "label": _label(row),
         "settings": _settings(row),
         "lambda": f"{row['lambda_base']:g}" if _anchored(row) else NONE,
@@ -304,7 +325,7 @@ def _gains(results: pd.DataFrame, rows: Sequence[Row], base: Row | None) -> list
         entry: dict[str, Any] = {
             "id": of,
             "letter": row["letter"],
-            "name": display(row["recipe"]),
+            "name": _name(row),
             "label": _label(row),
         }
         entry |= {"split": split, "gain": 100 * gain.mean, "short": points(gain), "pairs": gain.pairs}
