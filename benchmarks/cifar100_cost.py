@@ -62,10 +62,10 @@ def count(config: Config, data: Data) -> Cost:
     )
     alone = recipe.parse("ce")
     teacher_epochs = pair.teacher_epochs if config.teacher_epochs is None else config.teacher_epochs
-    seen = _images(teacher_epochs, pair.teacher_schedule, data)
-    teacher_flops = pipeline.stage_flops([], seen, network, alone, data, [], None, {})
+    images = _images(teacher_epochs, pair.teacher_schedule, data)
+    teacher_flops = pipeline.stage_flops([], images, network, alone, data, [], None, {})
     teacher = Teacher(network, data)
-    recipes = [recipe for _, recipe in points.values()]
+    recipes = [one for _, one in points.values()]
     known: dict[tuple[Any, ...], float] = {}
     shared: dict[tuple[Any, ...], float] = {}
     every: list[float] = []
