@@ -189,7 +189,8 @@ class Config:
     @property
     def pipeline(self) -> dict[str, Any]:
         """What smskd.pipeline.prepare needs, with absolute paths: workers run in folders of their own."""
-        paths = {k: str(Path(v).absolute()) if (v := getattr(self, k)) else None for k in ("data_dir", "teacher")}
+        files = {"data_dir": self.data_dir or datasets.downloads(self.data), "teacher": self.teacher}
+        paths = {k: str(Path(v).absolute()) if v else None for k, v in files.items()}
         keys = ("pair", "teacher_model", "student_model", "data", "train_size", "image_size", "teacher_epochs")
         plain = {k: getattr(self, k) for k in keys}
         return plain | paths | {"store": str(Path(self.store).absolute())}

@@ -62,3 +62,10 @@ def places(name: str, data_dir: Path | None) -> list[Path]:
     if data_dir is not None:
         return [data_dir]
     return [DATA_DIR, DEBIAN_FASHION_MNIST] if name == "fashion_mnist" else [DATA_DIR]
+
+
+def downloads(name: str) -> Path | None:
+    """The folder that a set is downloaded to; None: it comes with the packages, or stands in a folder of its own."""
+    if name == "folder" or name in BUILT_IN or (name == "fashion_mnist" and DEBIAN_FASHION_MNIST.is_dir()):
+        return None
+    return DATA_DIR

@@ -402,7 +402,9 @@ def finish_stage(
                 )  # fmt: skip
                 facts = {
                     "val_accuracy": training.accuracy(network, data, data.validation),
-                    "train_flops": _flops(done, network, recipe, data, teachers, reference, flops),
+                    "train_flops": stage_flops(
+                        done.terms, done.images, network, recipe, data, teachers, reference, flops
+                    ),
                     "device_seconds": done.seconds,
                     "losses": done.losses,
                     "anchor_weights": done.anchor_weights,
@@ -417,8 +419,9 @@ def finish_stage(
     return entry, False
 
 
-def _flops(
-    done: training.Training,
+def stage_flops(
+    terms: Sequence[training.Term],
+    images: int,
     network: nn.Module,
     recipe: Recipe,
     data: Data,
@@ -426,23 +429,30 @@ def _flops(
     reference: nn.Module | None,
     known: dict[tuple[Any, ...], float],
 ) -> float:
-    """Training FLOPs of a stage: student and regressors forward and backward, teachers and reference forward.
+    """Training FLOPs of a recipe's last stage: student and regressors forward and backward, others forward.
 
     EWC has no reference to run, but gradients of some images for its Fisher information.
+
+    Args:
+        terms: the stage's methods, as built.
+        images: how many go through the student.
+        network: the student, on the data's device; no state is moved.
+        reference: None: the stage isn't anchored.
+        known: remembers what was counted, by what it depends on.
     """
     stage = recipe.stages[-1]
     first = reference is None
     wanted = [training.reads(stage, recipe, first=first, teacher=place) for place in range(len(teachers))]
     case = (stage.distils, *wanted, None if first else recipe.anchor)
     if case not in known:
-        images = data.normalised(data.train.images[:2])
-        student = cost.forward_flops(network, images, images=2)
-        others = sum(cost.forward_flops(t.part(w), images, images=2) for t, w in zip(teachers, wanted, strict=True))
+        two = data.normalised(data.train.images[:2])
+        student = cost.forward_flops(network, two, images=2)
+        others = sum(cost.forward_flops(t.part(w), two, images=2) for t, w in zip(teachers, wanted, strict=True))
         trained = student
         views = [training.probe(t.network, data) for t in teachers]
         mine = training.probe(network, data)
-        batch = Batch(data.train.labels[:2], torch.arange(2, device=images.device))
-        for term in done.terms:
+        batch = Batch(data.train.labels[:2], torch.arange(2, device=two.device))
+        for term in terms:
             trained += cost.forward_flops(term.method, mine, views[term.teachers[0]], batch, images=2)
         if reference is not None and recipe.anchor == "reference":
             others += student
@@ -450,7 +460,7 @@ def _flops(
         known[(*case, "once")] = 0.0
         if reference is not None and recipe.anchor == "ewc":
             known[(*case, "once")] = cost.TRAINING_OVER_FORWARD * student * min(anchor.FISHER_IMAGES, len(data.train))
-    return done.images * known[case] + known[(*case, "once")]
+    return images * known[case] + known[(*case, "once")]
 
 
 def _terms(stage_methods: tuple[str, ...]) -> set[str]:

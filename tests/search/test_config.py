@@ -44,6 +44,17 @@ def test_same_settings_same_folder_and_free_settings_do_not_move_it() -> None:
     assert config.parse([]).folder != config.parse(["epochs=1"]).folder
 
 
+def test_workers_look_for_a_set_where_the_driver_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("smskd.datasets.DEBIAN_FASHION_MNIST", tmp_path / "none")
+    for data in ("cifar10", "cifar100", "fashion_mnist"):
+        assert config.parse([f"data={data}"]).pipeline["data_dir"] == str(tmp_path / "runs" / "data")
+    assert config.parse(["data=cifar100", "data_dir=x"]).pipeline["data_dir"] == str(tmp_path / "x")
+    assert config.parse(["data=digits"]).pipeline["data_dir"] is None
+    monkeypatch.setattr("smskd.datasets.DEBIAN_FASHION_MNIST", tmp_path)
+    assert config.parse(["data=fashion_mnist"]).pipeline["data_dir"] is None
+
+
 def test_fresh_seeds_are_fresh_in_every_study() -> None:
     seen: set[int] = set()
     for seed in range(3):

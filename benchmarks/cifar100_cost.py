@@ -1,0 +1,141 @@
+"""What the README's recipes for CIFAR-100 cost: trainings, stage runs and FLOPs, counted; nothing is trained.
+
+FLOPs are what a run writes into `train_flops`, and the teachers' own; evaluation isn't among them.
+    python -m benchmarks.cifar100_cost      prints the README's table
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import spaces
+from search import config as configs
+from search.config import Config
+from search.study import enumerate_space
+from smskd import models, pipeline, recipe, stage
+from smskd.data import Data, Split
+from smskd.pairs import Schedule
+from smskd.teacher import Teacher
+
+PAIRS = ("resnet50_mobilenetv2", "wrn40_2_shufflenetv2", "vgg19_resnet18")
+SETTINGS = ("space=systems", "data=cifar100", "epochs_total=150", "seeds=5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of one seed of all recipes, but for the last two, which are paid once.
+
+    stage_runs_unshared, flops_unshared: if every recipe trained all of its stages. teacher_flops: of the first teacher.
+    more_teachers_flops: of those that an ensemble has beside it.
+    """
+
+    recipes: int
+    stage_runs: int
+    stage_runs_unshared: int
+    flops: float
+    flops_unshared: float
+    teacher_flops: float
+    more_teachers_flops: float
+
+
+def count(config: Config, data: Data) -> Cost:
+    """Count what a search over a finite space costs, with networks that are built and not trained.
+
+    Args:
+        config: the search.
+        data: for the shapes and the number of training images; what is in the images doesn't matter.
+
+    Raises:
+        ValueError: the space isn't finite.
+    """
+    space, menu, pair = spaces.load(config.space), config.menu, config.networks
+    points = enumerate_space(lambda trial: space.suggest(trial, menu))
+    if points is None:
+        raise ValueError(f"only a finite space can be counted, but space={config.space} isn't")
+    student, network = (
+        models.build(one.name, num_classes=data.classes, in_channels=data.channels)
+        for one in (pair.student, pair.teacher)
+    )
+    alone = recipe.parse("ce")
+    teacher_epochs = pair.teacher_epochs if config.teacher_epochs is None else config.teacher_epochs
+    images = _images(teacher_epochs, pair.teacher_schedule, data)
+    teacher_flops = pipeline.stage_flops([], images, network, alone, data, [], None, {})
+    teacher = Teacher(network, data)
+    recipes = [one for _, one in points.values()]
+    known: dict[tuple[Any, ...], float] = {}
+    shared: dict[tuple[Any, ...], float] = {}
+    every: list[float] = []
+    for one in recipes:
+        epochs = config.stage_epochs(len(one.stages))
+        for number, prefix in enumerate(one.prefixes()):
+            last = prefix.stages[-1]
+            taught = [teacher] * one.teachers if stage.reads(last, one, first=number == 0) else []
+            views = [stage.probe(t.network, data) for t in taught]
+            terms = stage.build_terms(last, stage.probe(student, data), views, {}, data.train.labels)
+            reference = student if number and one.anchored else None
+            images = _images(epochs[number], pair.student_schedule, data)
+            every.append(pipeline.stage_flops(terms, images, student, prefix, data, taught, reference, known))
+            shared[prefix.id, *epochs[: number + 1]] = every[-1]
+    return Cost(
+        recipes=len(recipes),
+        stage_runs=len(shared),
+        stage_runs_unshared=len(every),
+        flops=sum(shared.values()),
+        flops_unshared=sum(every),
+        teacher_flops=teacher_flops,
+        more_teachers_flops=teacher_flops * (max(one.teachers for one in recipes) - 1),
+    )
+
+
+def _images(epochs: int, schedule: Schedule, data: Data) -> int:
+    """How many go through a network: an incomplete last batch of an epoch is left out."""
+    batch = min(schedule.batch_size, len(data.train))
+    return epochs * (len(data.train) // batch) * batch
+
+
+def cifar100() -> Data:
+    """Black images in CIFAR-100's shapes: 45,000 to train on, after 5,000 of validation are taken out."""
+
+    def black(images: int) -> Split:
+        return Split(images=torch.zeros(images, 3, 32, 32, dtype=torch.uint8), labels=torch.arange(images) % 100)
+
+    mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+    return Data(
+        name="cifar100", classes=100, train=black(45_000), validation=black(2), test=black(2), mean=mean, std=std,
+        pad=4, flip=True, fingerprint="black",
+    )  # fmt: skip
+
+
+def table() -> str:
+    """The README's table, in Markdown, of the search with SETTINGS for each of PAIRS."""
+    data = cifar100()
+    columns = []
+    for pair in PAIRS:
+        config = configs.parse([*SETTINGS, f"pair={pair}"])
+        cost, seeds = count(config, data), config.seeds + config.confirm
+        columns.append(
+            {
+                "": f"`{pair}`",
+                "recipes": f"{cost.recipes}",
+                "trainings, search + confirmation": f"{cost.recipes * config.seeds} + {cost.recipes * config.confirm}",
+                "stage runs if nothing were shared": f"{cost.stage_runs_unshared * seeds}",
+                "stage runs": f"{cost.stage_runs * seeds}",
+                "FLOPs of these if nothing were shared": f"{cost.flops_unshared * seeds:.3g}",
+                "FLOPs of these": f"{cost.flops * seeds:.3g}",
+                "FLOPs of the teacher": f"{cost.teacher_flops:.3g}",
+                "FLOPs of the ensemble's two further teachers": f"{cost.more_teachers_flops:.3g}",
+                "FLOPs in all": f"{cost.flops * seeds + cost.teacher_flops + cost.more_teachers_flops:.3g}",
+            }
+        )
+    lines = [" | ".join(["", name, *(column[name] for column in columns), ""]).strip() for name in columns[0]]
+    return "\n".join([lines[0], "|---" * (1 + len(PAIRS)) + "|", *lines[1:]]) + "\n"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.exit(f"no arguments are expected, but got {' '.join(sys.argv[1:])}")
+    sys.stdout.write(table())
