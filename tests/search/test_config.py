@@ -81,3 +81,27 @@ def test_help_lists_every_space() -> None:
     text = config.help_text()
     for file in (ROOT / "spaces").glob("[a-z]*.py"):
         assert file.stem in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["epochs=3"], "compares at equal totals: give epochs_total="),
+        (["anchor=none"], "anchor= has no effect in space=systems"),
+        (["weighting=tcp"], "weighting= has no effect in space=systems"),
+        (["max_stages=2"], "max_stages= has no effect in space=systems"),
+        (["methods=[kd]"], "at least 2 methods"),
+    ],
+)
+def test_what_does_not_fit_a_comparison_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config.parse(["space=systems", *words])
+
+
+def test_a_comparison_has_a_total_of_three_stages() -> None:
+    assert config.parse(["space=systems"]).epochs_total == 36
+    given = config.parse(["space=systems", "epochs_total=150", "lambda_base=1"])
+    assert [given.stage_epochs(n) for n in (1, 4)] == [[150], [38, 38, 37, 37]]
+    assert config.parse(["epochs_total=10"]).stage_epochs(3) == [4, 3, 3]
+    with pytest.raises(ValueError, match="leave one out"):
+        config.parse(["epochs_total=10", "epochs=2"])
