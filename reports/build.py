@@ -13,10 +13,13 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from reports import page, results, stages
+from reports import figures, page, results, several, stages
 from reports.front import COSTS
 
 SCHEMA = 1
+# The objects that a run.json must have: of one pair, of several.
+_ONE = ("config", "teacher", "student", "dataset", "confirm", "machine")
+_SEVERAL = ("config", "pairs", "machine")
 
 
 def build(run: Path) -> Path:
@@ -25,18 +28,28 @@ def build(run: Path) -> Path:
     Raises:
         ValueError: the folder isn't a run, or one of its files is damaged or of another schema.
     """
+    if several.is_several(run):
+        return _render(
+            run,
+            "index.html.j2",
+            several.contents(results.read(run), _read(run, _SEVERAL))
+            | {"palette": figures.PALETTE, "font": figures.FONT},
+        )
     table = results.read(run)
     info = read_info(run)
     files: dict[str, str | None] = {path.name: None for path in run.iterdir() if path.name[0] != "." and path.is_file()}
     if "best.yaml" in files:
         files["best.yaml"] = (run / "best.yaml").read_text(encoding="utf-8", errors="replace")
-    contents = page.contents(table, info, files, stages.read(run))
+    return _render(run, "template.html.j2", page.contents(table, info, files, stages.read(run)))
+
+
+def _render(run: Path, name: str, contents: Mapping[str, Any]) -> Path:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["script_json"] = script_json
-    template = environment.get_template("template.html.j2")
+    template = environment.get_template(name)
     # Vega is the bulk of the page: left out where there is nothing to draw.
     vega = _vega() if contents["best"] else ""
     html = template.render(contents, vega=vega)
@@ -46,11 +59,17 @@ def build(run: Path) -> Path:
 
 
 def read_info(run: Path) -> dict[str, Any]:
-    """The contents of run.json.
+    """The contents of run.json, of a search of one pair.
 
     Raises:
-        ValueError: it is missing, damaged, of another schema, or has no config with a known cost.
+        ValueError: it is missing, damaged, of another schema, of several pairs, or has no config with a known cost.
     """
+    if several.is_several(run):
+        raise ValueError(f"{run} holds a search of several pairs: give the folder of one, which is in it")
+    return _read(run, _ONE)
+
+
+def _read(run: Path, parts: Sequence[str]) -> dict[str, Any]:
     path = run / "run.json"
     again = "run the same search command again: it writes the file anew"
     try:
@@ -62,9 +81,8 @@ def read_info(run: Path) -> dict[str, Any]:
     if not isinstance(info, dict) or info.get("schema") != SCHEMA:
         found = info.get("schema") if isinstance(info, dict) else type(info).__name__
         raise ValueError(f"{path} has schema {found!r}, but this program reads {SCHEMA}; {again}")
-    kinds = {"config": dict, "teacher": dict, "student": dict, "dataset": dict, "confirm": dict, "machine": dict}
-    for key, kind in kinds.items():
-        if not isinstance(info.get(key), kind):
+    for key in parts:
+        if not isinstance(info.get(key), dict):
             raise ValueError(f"{key} in {path} must be an object, but is {info.get(key)!r}; {again}")
     if info["config"].get("cost") not in COSTS:
         raise ValueError(

@@ -27,6 +27,7 @@ from reports.text import (
     percent,
     plural,
     points,
+    settings,
     when,
 )
 
@@ -162,15 +163,6 @@ def _anchored(row: Row) -> bool:
     return int(row["n_stages"]) > 1 and row["anchor"] != "none"
 
 
-def _settings(row: Row) -> str:
-    if int(row["n_stages"]) == 1:
-        return "one stage, nothing to anchor"
-    if row["anchor"] == "none":
-        return "no anchor"
-    kind = "" if row["anchor"] == "reference" else f", {row['anchor']}"
-    return f"λ {row['lambda_base']:g}, {WEIGHTINGS.get(row['weighting'], row['weighting'])}{kind}"
-
-
 def _label(row: Row) -> str:
     return (f"{row['letter']} · " if row["letter"] else "") + _name(row)
 
@@ -178,7 +170,7 @@ def _label(row: Row) -> str:
 def _labels(rows: Sequence[Row]) -> dict[str, str]:
     """Recipes by id, best on validation first: stages, and the anchor's settings in words."""
     ordered = sorted(rows, key=lambda row: -row["val_accuracy"])
-    return {row["recipe_id"]: f"{_name(row)}, {_settings(row)}" for row in ordered}
+    return {row["recipe_id"]: f"{_name(row)}, {settings(row)}" for row in ordered}
 
 
 def _name(row: Row) -> str:
@@ -233,7 +225,7 @@ def _entry(row: Row, costs: list[Cost], base: Row | None, low: float, yaml: str)
         "letter": row["letter"],
         "name": _name(row),
         "label": _label(row),
-        "settings": _settings(row),
+        "settings": settings(row),
         "lambda": f"{row['lambda_base']:g}" if _anchored(row) else NONE,
         "weighting": WEIGHTINGS.get(row["weighting"], row["weighting"]) if _anchored(row) else NONE,
         "anchor": row["anchor"] if int(row["n_stages"]) > 1 else NONE,
@@ -405,7 +397,7 @@ def _tiles(
     if base is not None and base["recipe_id"] != best["recipe_id"] and cost.of(base) > 0:
         compared = f"{number(cost.of(best) / cost.of(base))} {TIMES} 1-stage {base['recipe']}; "
     return [
-        {"label": "Best recipe, chosen on validation", "value": _label(best), "sub": _settings(best)},
+        {"label": "Best recipe, chosen on validation", "value": _label(best), "sub": settings(best)},
         {
             "label": f"Its {split} accuracy" + (", 95 % interval" if interval else ""),
             "value": f"{percent(best[mean], best[width])} %",

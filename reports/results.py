@@ -64,17 +64,18 @@ _ARROW: dict[str, pa.DataType] = {"str": pa.string(), "int64": pa.int64(), "floa
 def write(rows: Sequence[Mapping[str, object]], folder: Path) -> None:
     """Write results.parquet and results.csv into `folder`, each whole or not at all.
 
-    The same rows in any order give the same files: rows are sorted by phase, number of stages, recipe, id and seed,
-    which is not the order in which they were trained. A nullable column may be left out of a row.
+    The same rows in any order give the same files: rows are sorted by pair, phase, number of stages, recipe, id and
+    seed, which is not the order in which they were trained. A nullable column may be left out of a row.
 
     Raises:
         ValueError: a row lacks a column, has an unknown one, a value of the wrong type or range, or occurs twice.
     """
     checked = [_check(row) for row in rows]
-    checked.sort(key=lambda r: (PHASES.index(str(r["phase"])), r["n_stages"], r["recipe"], r["recipe_id"], r["seed"]))
+    order = ("n_stages", "recipe", "recipe_id", "seed")
+    checked.sort(key=lambda r: (r["pair"], PHASES.index(str(r["phase"])), *(r[name] for name in order)))
     for before, after in itertools.pairwise(checked):
-        if all(before[name] == after[name] for name in ("recipe_id", "seed", "phase")):
-            raise ValueError(f"one row per recipe_id, seed and phase must hold, but two rows are {_name(after)}")
+        if all(before[name] == after[name] for name in ("pair", "recipe_id", "seed", "phase")):
+            raise ValueError(f"one row per pair, recipe_id, seed and phase must hold, but two rows are {_name(after)}")
     schema = pa.schema([pa.field(name, _ARROW[column.dtype]) for name, column in COLUMNS.items()])
     table = pa.Table.from_pylist(checked, schema=schema.with_metadata({_KEY: str(SCHEMA).encode()}))
     sink = pa.BufferOutputStream()
@@ -134,8 +135,9 @@ def schema_markdown() -> str:
         "# The table of results",
         "",
         f"`results.parquet` (schema version {SCHEMA} under `{_KEY.decode()}` in the file's metadata) and its copy as",
-        "text, `results.csv`, hold one row per recipe, seed and phase. Rows are sorted by phase, number of stages,",
-        "recipe, id and seed, which is not the order of training. `python -m reports.results` prints this page.",
+        "text, `results.csv`, hold one row per pair, recipe, seed and phase. Rows are sorted by pair, phase,",
+        "number of stages, recipe, id and seed, which is not the order of training. `python -m reports.results` prints",
+        "this page.",
         "",
         "| column | type | null | meaning |",
         "|---|---|---|---|",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,6 +36,16 @@ def points(gain: Gain) -> str:
 def display(recipe: str) -> str:
     """`kd>rkd` as kd → rkd."""
     return recipe.replace(">", " → ")
+
+
+def settings(row: Mapping[Any, Any]) -> str:
+    """How the stages of a row of results, or of a summary, are anchored."""
+    if int(row["n_stages"]) == 1:
+        return "one stage, nothing to anchor"
+    if row["anchor"] == "none":
+        return "no anchor"
+    kind = "" if row["anchor"] == "reference" else f", {row['anchor']}"
+    return f"λ {row['lambda_base']:g}, {WEIGHTINGS.get(row['weighting'], row['weighting'])}{kind}"
 
 
 def plural(n: int, noun: str) -> str:

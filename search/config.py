@@ -38,7 +38,10 @@ class Config:
     """
 
     space: str = cli.key("stage_order", "what is searched; the spaces are listed below")
-    pair: str | None = cli.key(None, "teacher and student: " + ", ".join(pairs.PAIRS) + " (default: tiny)")
+    pair: str | None = cli.key(
+        None,
+        "teacher and student: " + ", ".join(pairs.PAIRS) + " (default: tiny); or several, as [tiny,vgg19_resnet18]",
+    )
     teacher_model: str | None = cli.key(None, "in place of pair=, with student_model=: any classifier of torchvision")
     student_model: str | None = cli.key(None, "as teacher_model=, such as mobilenet_v3_small")
     data: str = cli.key("digits", "data set: " + ", ".join(datasets.NAMES))
@@ -75,7 +78,11 @@ class Config:
     gpus: float | None = cli.key(None, "GPUs per trial, fractions allowed (default: 1 if there are any, else 0)")
     address: str | None = cli.key(None, "Ray cluster: auto, or ray://host:port (default: this machine alone)")
     store: str = cli.key("runs/store", "folder of finished stages, shared by runs")
-    out: str | None = cli.key(None, "folder of this run (default: runs/<space>-<pair>-<data>-<digest of the settings>)")
+    out: str | None = cli.key(
+        None,
+        "folder of this run, with one in it for each of several pairs (default: runs/<space>-<pair, or "
+        "their number>-<data>-<digest of the settings>)",
+    )
     storage: str | None = cli.key(None, "database URL of the Optuna study (default: study.db in the run's folder)")
     reopen_test: bool = cli.key(
         False, "allow a second look at the test split, for a front that has changed; the report says so"
@@ -183,8 +190,7 @@ class Config:
         """Where the files of this run go: the same settings, the same folder."""
         if self.out is not None:
             return Path(self.out).absolute()
-        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
-        return (Path("runs") / f"{self.space}-{self.pair}-{self.data}-{digest}").absolute()
+        return (Path("runs") / f"{self.space}-{self.pair}-{self.data}-{_digest(self.identity)}").absolute()
 
     @property
     def pipeline(self) -> dict[str, Any]:
@@ -215,6 +221,48 @@ def parse(argv: Sequence[str]) -> Config:
             f"{key}= has no effect in space={config.space}, which doesn't use it or searches it; leave it out"
         )
     return config
+
+
+def parse_pairs(argv: Sequence[str]) -> list[Config]:
+    """One config for each pair of a command line: `pair=[a,b]` names several, which differ in nothing else.
+
+    Each of several has its folder, named as the pair, in one for all.
+
+    Raises:
+        ValueError: as parse; or a pair is named twice, or a setting is given that can't fit several pairs.
+    """
+    listed = next((word for word in argv if word.startswith("pair=[")), None)
+    if listed is None:
+        return [parse(argv)]
+    named = cli.parse(_Pairs, [listed]).pair
+    if not named:
+        raise ValueError("pair= needs at least one pair, such as pair=[tiny,resnet56_resnet20]")
+    if len(set(named)) < len(named):
+        raise ValueError(f"pair= names one twice: [{','.join(named)}]")
+    configs = [parse([f"pair={name}" if word is listed else word for word in argv]) for name in named]
+    if len(configs) == 1:
+        return configs
+    first = configs[0]
+    for key, why in (
+        ("teacher", "one file can't hold the teachers of several pairs"),
+        ("storage", "one database holds the study of one pair"),
+    ):
+        if getattr(first, key) is not None:
+            raise ValueError(f"{key}= can't be given with several pairs, since {why}; leave it out, or name one pair")
+    # whatever their order, the same pairs have the same folder
+    digest = _digest(sorted((config.identity for config in configs), key=lambda identity: str(identity["pair"])))
+    default = Path("runs") / f"{first.space}-{len(configs)}pairs-{first.data}-{digest}"
+    folder = (default if first.out is None else Path(first.out)).absolute()
+    return [dataclasses.replace(config, out=str(folder / str(config.pair))) for config in configs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pairs:
+    pair: list[str]
+
+
+def _digest(identity: Any) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def help_text() -> str:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -17,6 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from reports.front import winner
+from reports.several import MEAN, gain_text
+from reports.text import known
 from search.config import Config
 from search.study import Record
 from smskd.recipe import parse
@@ -29,8 +32,9 @@ _FRONT_LINES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class FrontLine:
-    """One member of the front so far, ready to show."""
+    """One member of a pair's front so far, ready to show."""
 
+    pair: str
     letter: str
     recipe: str
     val_accuracy: float
@@ -41,6 +45,7 @@ class FrontLine:
 
 @dataclass
 class _Running:
+    pair: str
     recipe: str
     seed: int
     started: float = field(default_factory=time.monotonic)
@@ -51,10 +56,19 @@ class Progress:
     """Shows one phase of a search. Knows nothing of Ray: it is told when a trial starts, reports and ends."""
 
     def __init__(
-        self, *, console: Console, title: str, remaining: Callable[[], int], front: Callable[[], list[FrontLine]]
+        self,
+        *,
+        console: Console,
+        title: str,
+        remaining: Callable[[], int],
+        front: Callable[[], list[FrontLine]],
+        several: bool,
     ) -> None:
-        """remaining: how many trials are still to end. front: the front so far, asked for after each trial."""
+        """remaining: how many trials are still to end. front: the front so far, asked for after each trial; with
+        several pairs, which are then named, the best of each.
+        """
         self._console, self._title, self._remaining, self._front = console, title, remaining, front
+        self._several = several
         self._running: dict[str, _Running] = {}
         self._done = self._failed = self._trained = 0
         self._started = time.monotonic()
@@ -72,9 +86,9 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    def trial_started(self, trial_id: str, recipe: str, seed: int) -> None:
+    def trial_started(self, trial_id: str, pair: str, recipe: str, seed: int) -> None:
         """A trial has got its device."""
-        self._running[trial_id] = _Running(recipe, seed)
+        self._running[trial_id] = _Running(pair, recipe, seed)
 
     def trial_reported(self, trial_id: str, place: dict[str, Any]) -> None:
         """A trial says where it is: stage, epoch, epochs, val_accuracy, reused."""
@@ -89,13 +103,12 @@ class Progress:
         """Take the outcome of a trial, and print it: failures always, the others where there is no live table."""
         self._done += 1
         self._trained += trained
+        name = f"{job.pair}: {job.recipe}" if self._several else job.recipe
         if self._live is not None:  # summing up all recipes takes time, and nobody would see it
             self._front_lines = self._front()
         if record["status"] == "failed":
             self._failed += 1
-            self._console.print(
-                Text.assemble(("failed ", "bold red"), f"{job.recipe}, seed {job.seed}: {record['error']}")
-            )
+            self._console.print(Text.assemble(("failed ", "bold red"), f"{name}, seed {job.seed}: {record['error']}"))
         elif self._live is None:
             stages = record["stages"]
             shared = len(stages) - trained
@@ -104,7 +117,7 @@ class Progress:
                 accuracy += f", test {100 * record['test_accuracy']:.2f} %"
             reused = f", {shared} of {len(stages)} stages reused" if shared else ""
             self._console.print(
-                f"[{self._done}/{self._total()}] {job.recipe}, seed {job.seed}: {accuracy}{reused}",
+                f"[{self._done}/{self._total()}] {name}, seed {job.seed}: {accuracy}{reused}",
                 markup=False,
                 highlight=False,
             )
@@ -124,22 +137,26 @@ class Progress:
             f"· {duration(elapsed)} so far · {left} · {self._trained} stages trained",
         )
         running = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-        for name in ("recipe", "seed", "stage", "epoch", "val %", "time", ""):
-            running.add_column(name, justify="left" if name in ("recipe", "") else "right")
+        pair = ("pair",) if self._several else ()
+        left_aligned = ("pair", "recipe", "")
+        for name in (*pair, "recipe", "seed", "stage", "epoch", "val %", "time", ""):
+            running.add_column(name, justify="left" if name in left_aligned else "right")
         for one in list(self._running.values()):
-            running.add_row(*_row(one))
+            running.add_row(*([one.pair] if self._several else []), *_row(one))
         parts: list[Any] = [head, "", running]
         if self._front_lines:
             front = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-            for name in ("", "recipe", "val %", "cost", "seeds"):
-                front.add_column(name, justify="left" if name in ("recipe", "") else "right")
+            for name in (*pair, "", "recipe", "val %", "cost", "seeds"):
+                front.add_column(name, justify="left" if name in left_aligned else "right")
             for line in self._front_lines[-_FRONT_LINES:]:
                 spread = (
                     f" ± {100 * line.val_sd:.2f}" if line.val_sd is not None and not math.isnan(line.val_sd) else ""
                 )
                 accuracy = f"{100 * line.val_accuracy:.2f}{spread}"
-                front.add_row(line.letter, line.recipe, accuracy, line.cost, str(line.seeds))
-            parts += ["", Text("front so far, validation, mean ± standard deviation", style="dim"), front]
+                named = [line.pair] if self._several else []
+                front.add_row(*named, line.letter, line.recipe, accuracy, line.cost, str(line.seeds))
+            what = "best of each pair so far" if self._several else "front so far"
+            parts += ["", Text(f"{what}, validation, mean ± standard deviation", style="dim"), front]
         waiting = total - self._done - len(self._running)
         tail = f"{self._done} done · {len(self._running)} running · {self._failed} failed · {waiting} waiting"
         parts += ["", Text(f"{tail}      ctrl-c stops; finished stages are kept", style="dim")]
@@ -179,6 +196,29 @@ def closing(console: Console, config: Config, summary: pd.DataFrame, *, trained:
     ending = f"done: {len(summary)} recipes, {trained} stages trained now ({unshared} in the search without sharing)"
     console.print(ending + (f", {failed} trials failed" if failed else ""), markup=False)
     console.print(f"report: {config.folder / 'report.html'}", markup=False)
+
+
+def closing_several(console: Console, folder: Path, table: pd.DataFrame, *, trained: int, failed: int) -> None:
+    """What a search of several pairs ends with: a line a pair, their mean, what was trained, the report.
+
+    table: as reports.several.table has it.
+    """
+    for row in table.to_dict("records"):
+        if row["pair"] == MEAN:
+            continue
+        if not known(row["recipe"]):
+            console.print(f"{row['pair']}: nothing finished", markup=False)
+            continue
+        accuracy = f"validation {_accuracy(row['val_accuracy'], row['val_half_width'])} %"
+        if not math.isnan(row["test_accuracy"]):
+            accuracy += f", test {_accuracy(row['test_accuracy'], row['test_half_width'])} %"
+        gained = f"; {text}" if (text := gain_text(row)) else ""
+        console.print(f"{row['pair']}: best on validation {row['recipe']}, {accuracy}{gained}", markup=False)
+    mean = gain_text(table.to_dict("records")[-1])
+    console.print(f"{MEAN}: {mean or 'no gain to average'}", markup=False)
+    ending = f"done: {len(table) - 1} pairs, {trained} stages trained now"
+    console.print(ending + (f", {failed} trials failed" if failed else ""), markup=False)
+    console.print(f"report: {folder / 'report.html'}", markup=False)
 
 
 def cost_text(cost: str, value: float) -> str:

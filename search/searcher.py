@@ -34,8 +34,9 @@ FITS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One trial: a recipe with a seed. test: open the test split when it is trained."""
+    """One trial: a pair, a recipe and a seed. test: open the test split when it is trained."""
 
+    pair: str
     recipe: str
     seed: int
     test: bool
@@ -61,10 +62,10 @@ class Source(Protocol):
 
 
 class StudySource:
-    """The search: recipes as the study asks for them, each with all its seeds."""
+    """The search of one pair: recipes as its study asks for them, each with all its seeds."""
 
-    def __init__(self, study: Study, seeds: Sequence[int]) -> None:
-        self._study, self._seeds = study, seeds
+    def __init__(self, study: Study, seeds: Sequence[int], pair: str) -> None:
+        self._study, self._seeds, self._pair = study, seeds, pair
         self._waiting: deque[tuple[Asked, int]] = deque()
         self._running: dict[Job, Asked] = {}
         self._dry = False
@@ -77,7 +78,7 @@ class StudySource:
                 return None
             self._waiting.extend((asked, seed) for seed in self._seeds)
         asked, seed = self._waiting.popleft()
-        job = Job(recipe=str(asked.recipe), seed=seed, test=False)
+        job = Job(pair=self._pair, recipe=str(asked.recipe), seed=seed, test=False)
         self._running[job] = asked
         return job
 
@@ -96,7 +97,7 @@ class StudySource:
 
 
 class ListSource:
-    """A fixed list of jobs: the confirmation."""
+    """A fixed list of jobs: the confirmation of one pair."""
 
     def __init__(self, jobs: Sequence[Job], keep: Callable[[Job, Record], None]) -> None:
         self._waiting, self._keep = deque(jobs), keep
@@ -124,6 +125,52 @@ class ListSource:
         self._running.clear()
 
 
+class RoundRobin:
+    """The jobs of several pairs, one of each in turn: their teachers are trained side by side, and a device that one
+    pair has nothing for takes a job of another.
+    """
+
+    def __init__(self, sources: Mapping[str, Source]) -> None:
+        """sources: by pair, which is what its jobs name."""
+        self._sources = dict(sources)
+        self._turns = deque(self._sources)
+
+    def next(self) -> Job | None:
+        for _ in range(len(self._turns)):
+            source = self._sources[self._turns[0]]
+            self._turns.rotate(-1)
+            job = source.next()
+            if job is not None:
+                return job
+        return None
+
+    def exhausted(self) -> bool:
+        return all(source.exhausted() for source in self._sources.values())
+
+    def take(self, job: Job, record: Record) -> None:
+        self._sources[job.pair].take(job, record)
+
+    def remaining(self) -> int:
+        return sum(source.remaining() for source in self._sources.values())
+
+    def again(self) -> None:
+        for source in self._sources.values():
+            source.again()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What the trials of one pair have in common.
+
+    settings: what search.trainable needs, beside the job. digest: of the pair's teacher, if it is known. meet: called
+    with the first description of teacher, student and data.
+    """
+
+    settings: Mapping[str, Any]
+    digest: Callable[[], str | None]
+    meet: Callable[[dict[str, Any]], None]
+
+
 class _Relay(tune.Callback):
     """Passes on what Tune says of its trials."""
 
@@ -135,7 +182,8 @@ class _Relay(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._progress.trial_started(trial.trial_id, trial.config["recipe"], trial.config["seed"])
+        config = trial.config
+        self._progress.trial_started(trial.trial_id, config["pipeline"]["pair"], config["recipe"], config["seed"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -155,13 +203,12 @@ class QueueSearcher(Searcher):
     def __init__(
         self,
         source: Source,
-        known_bench: Callable[[], str | None],
-        on_bench: Callable[[dict[str, Any]], None],
+        benches: Mapping[str, Bench],
         on_end: Callable[[Job, Record, int], None],
     ) -> None:
-        """known_bench: the teacher's digest, if it is known. on_bench: called with the first description of it."""
+        """benches: by pair, of each pair that the source has jobs of."""
         super().__init__()
-        self._source, self._known_bench, self._on_bench, self._on_end = source, known_bench, on_bench, on_end
+        self._source, self._benches, self._on_end = source, benches, on_end
         self._jobs: dict[str, Job] = {}
         # why no further trial may start: what went wrong would go wrong in each
         self.problem: str | None = None
@@ -176,7 +223,9 @@ class QueueSearcher(Searcher):
             # None means "later", and with nothing running Tune would wait for long.
             return Searcher.FINISHED if self.problem or self._source.exhausted() else None
         self._jobs[trial_id] = job
-        return {"recipe": job.recipe, "seed": job.seed, "test": job.test, "describe": self._known_bench() is None}
+        bench = self._benches[job.pair]
+        told = {"recipe": job.recipe, "seed": job.seed, "test": job.test, "describe": bench.digest() is None}
+        return {**bench.settings, **told}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         job = self._jobs.pop(trial_id, None)
@@ -189,17 +238,21 @@ class QueueSearcher(Searcher):
             return
         outcome = json.loads(told)
         if "problem" in outcome:
-            self.problem = self.problem or outcome["problem"]
+            self.problem = self.problem or self._of_pair(job) + outcome["problem"]
             return
-        if self._known_bench() is None:
-            self._on_bench(outcome["bench"])
-        if outcome["teacher"] != self._known_bench():
-            self.problem = (
+        bench = self._benches[job.pair]
+        if bench.digest() is None:
+            bench.meet(outcome["bench"])
+        if outcome["teacher"] != bench.digest():
+            self.problem = self._of_pair(job) + (
                 "the teacher isn't the one this run began with (the code, the library or its file has changed since), "
                 "and results of two teachers can't stand in one table; choose another folder with out="
             )
             return
         self._end(job, outcome["record"], outcome["trained"])
+
+    def _of_pair(self, job: Job) -> str:
+        return f"pair={job.pair}: " if len(self._benches) > 1 else ""
 
     def _end(self, job: Job, record: Record, trained: int) -> None:
         self._source.take(job, record)
@@ -215,18 +268,15 @@ class QueueSearcher(Searcher):
 def fit(
     source: Source,
     *,
-    settings: Mapping[str, Any],
+    benches: Mapping[str, Bench],
     cpus: float,
     gpus: float,
     progress: Progress,
-    known_bench: Callable[[], str | None],
-    on_bench: Callable[[dict[str, Any]], None],
     on_end: Callable[[Job, Record, int], None],
 ) -> None:
     """Run all jobs of a source to their end. Ray is initialised.
 
-    known_bench, on_bench: as in QueueSearcher. on_end: called with each job, its record, and how many stages it
-    trained.
+    benches: as in QueueSearcher. on_end: called with each job, its record, and how many stages it trained.
 
     Ray's memory monitor and a lost head end a whole fit(). A fresh one then goes on with the jobs that ran, a bounded
     number of times.
@@ -239,10 +289,10 @@ def fit(
     for left in reversed(range(FITS)):
         try:
             with tempfile.TemporaryDirectory(prefix="smskd-tune-") as scratch:
-                search = QueueSearcher(source, known_bench, on_bench, on_end)
+                search = QueueSearcher(source, benches, on_end)
                 tune.Tuner(
                     tune.with_resources(trainable.train, {"cpu": cpus, "gpu": gpus}),
-                    param_space={"cpus": cpus, **settings},
+                    param_space={"cpus": cpus},
                     tune_config=tune.TuneConfig(search_alg=search, num_samples=-1, reuse_actors=True),
                     run_config=tune.RunConfig(
                         storage_path=scratch,

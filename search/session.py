@@ -1,4 +1,4 @@
-"""One invocation of a search: its study, the two phases, and what is counted on the way. Ray only if need be."""
+"""One invocation of the search of one pair: its study, what each phase runs, what is counted. Run by search.several."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ import spaces
 from reports.front import COSTS
 from search import outputs
 from search.config import Config, cores
-from search.progress import FrontLine, Progress, cost_text
+from search.progress import FrontLine, cost_text
 from search.study import Record, Study
 from smskd import datasets, pairs
 from smskd.recipe import Recipe, parse
 from smskd.store import Store
 
 if TYPE_CHECKING:
-    from search.searcher import Job, Source
+    from search.searcher import Bench, Job, Source
 
 # Notes on the study: what is known of teacher and data; the front the test was opened for; a fresh seed's record.
 _BENCH, _OPENED, _CONFIRMED = "bench", "test opened", "confirmed "
 
 
 class Session:
-    """Search what is left to search, freeze the front, run its members on fresh seeds, write the files."""
+    """What is left to search, the front when it is frozen, its members on fresh seeds, the files."""
 
     def __init__(self, config: Config, console: Console) -> None:
         """Open the study of the run's folder; the caller holds the folder's lock.
@@ -37,7 +37,7 @@ class Session:
         Raises:
             ValueError: the folder holds another search, or a setting doesn't fit the space.
         """
-        self.config, self._console = config, console
+        self.config, self.pair, self._console = config, config.networks.name, console
         self._started = time.monotonic()
         self._trained = {"search": 0, "confirm": 0}
         self._failed_to_confirm: list[tuple[Recipe, Record]] = []
@@ -59,6 +59,11 @@ class Session:
             config.stage_epochs(max(len(recipe.stages) for _, recipe in self.study.points.values()))
         # what is known of teacher, student and data, once a driver has asked; looked at for each record
         self._bench: dict[str, Any] | None = self.study.attributes.get(_BENCH)
+
+    @property
+    def met(self) -> bool:
+        """Whether teacher and data are known."""
+        return self._bench is not None
 
     def work_left(self) -> bool:
         """Whether anything is still to be trained."""
@@ -93,32 +98,35 @@ class Session:
 
             config.check_resources(cores=cores(), gpus=torch.cuda.device_count())
 
-    def work(self) -> None:
-        """Search, freeze the front, confirm it. Starts Ray, and stops it.
-
-        Raises:
-            ValueError: the cluster can't be reached, or hasn't the cores or GPUs for one trial.
-            RuntimeError: data or teacher can't be had, or aren't those that the run began with; or nothing finished.
-        """
+    def source(self, phase: str) -> Source | None:
+        """The trials of a phase, `search` or `confirm`; None if there are none. For `confirm` the front is frozen."""
         from search import searcher
 
-        with searcher.cluster(self.config.address):
-            gpus = searcher.gpus_per_trial(self.config)
-            settings = self.config.pipeline | {"device": "cuda" if gpus else "cpu"}
-            if self._bench is None:
-                self._say("preparing the data and the teacher, before the first trial")
-            else:
-                self._say_teacher()
-            if not self.study.complete():
-                self._fit(searcher.StudySource(self.study, self.config.search_seeds), "search", settings, gpus)
-            jobs = [
-                searcher.Job(recipe=str(recipe), seed=seed, test=True) for recipe, seed in self._to_confirm(freeze=True)
-            ]
-            if jobs:
-                self._fit(searcher.ListSource(jobs, self._keep), "confirm", settings, gpus)
-        if self._bench is None:
-            causes = {record["error"] for _, records in self.study.settled.values() for record in records}
-            raise RuntimeError(f"nothing finished: {'; '.join(sorted(map(str, causes)))}")
+        if phase == "search":
+            if self.study.complete():
+                return None
+            return searcher.StudySource(self.study, self.config.search_seeds, self.pair)
+        jobs = [
+            searcher.Job(pair=self.pair, recipe=str(recipe), seed=seed, test=True)
+            for recipe, seed in self._to_confirm(freeze=True)
+        ]
+        return searcher.ListSource(jobs, self._keep) if jobs else None
+
+    def bench(self, device: str) -> Bench:
+        """What the trials have in common, on devices of this kind: `cpu` or `cuda`."""
+        from search import searcher
+
+        settings = {
+            "pipeline": self.config.pipeline | {"device": device},
+            "epochs": self.config.epochs,
+            "epochs_total": self.config.epochs_total,
+            "latency": self.config.cost == "latency",
+        }
+        return searcher.Bench(settings=settings, digest=self._teacher_digest, meet=self._meet)
+
+    def ended(self, phase: str, trained: int) -> None:
+        """Count the stages that a trial of a phase has trained."""
+        self._trained[phase] += trained
 
     def write(self, *, finished: bool) -> pd.DataFrame | None:
         """Write the run's files; the summary of its recipes, or None if nothing is known yet."""
@@ -142,6 +150,11 @@ class Session:
             "finished": datetime.now(UTC).isoformat(timespec="seconds") if finished else None,
         }
         return outputs.write(self.config, self._known_bench, settled, self._confirmed(), facts)
+
+    @property
+    def causes(self) -> set[str]:
+        """Why trials of the search failed."""
+        return {str(r["error"]) for _, records in self.study.settled.values() for r in records if r["error"]}
 
     @property
     def failed(self) -> int:
@@ -170,35 +183,6 @@ class Session:
         }
         return 1 - stages[-1]["val_accuracy"], float(costs[COSTS[self.config.cost]])
 
-    def _fit(self, source: Source, phase: str, settings: dict[str, Any], gpus: float) -> None:
-        from search import searcher
-
-        pair = self.config.networks
-        title = f"{phase} · {pair.teacher.name} → {pair.student.name} on {self.config.data}"
-
-        def ended(job: Job, record: Record, trained: int) -> None:
-            self._trained[phase] += trained
-            progress.ended(job, record, trained)
-
-        with Progress(
-            console=self._console, title=title, remaining=source.remaining, front=self._front_lines
-        ) as progress:
-            searcher.fit(
-                source,
-                settings={
-                    "pipeline": settings,
-                    "epochs": self.config.epochs,
-                    "epochs_total": self.config.epochs_total,
-                    "latency": self.config.cost == "latency",
-                },
-                cpus=self.config.cpus,
-                gpus=gpus,
-                progress=progress,
-                known_bench=self._teacher_digest,
-                on_bench=self._meet,
-                on_end=ended,
-            )
-
     def _teacher_digest(self) -> str | None:
         return None if self._bench is None else str(self._bench["teacher"]["digest"])
 
@@ -206,19 +190,22 @@ class Session:
         """Keep what the first trial says of data and teacher."""
         self.study.note(_BENCH, bench)
         self._bench = bench
-        self._say_teacher()
+        self.say_teacher()
 
-    def _say_teacher(self) -> None:
+    def say_teacher(self) -> None:
+        """Print which teacher it is, and how good."""
         teacher = self._known_bench["teacher"]
         accuracy = f"{100 * teacher['val_accuracy']:.2f} % on validation"
-        self._say(f"teacher {teacher['name']}, {teacher['source']}: {accuracy}")
+        self._console.print(f"teacher {teacher['name']}, {teacher['source']}: {accuracy}", markup=False)
 
-    def _front_lines(self) -> list[FrontLine]:
+    def front_lines(self) -> list[FrontLine]:
+        """The front so far, in order of cost: the last is the most accurate."""
         if self._bench is None:
             return []
         table = outputs.summary(self.config, self._known_bench, self.study.settled)
         return [
             FrontLine(
+                pair=self.pair,
                 letter=row["letter"],
                 recipe=str(self.study.settled[row["recipe_id"]][0]),
                 val_accuracy=row["val_accuracy"],
@@ -276,6 +263,3 @@ class Session:
         for recipe, record in [*records, *self._failed_to_confirm]:
             found.setdefault(recipe.id, (recipe, []))[1].append(record)
         return found
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, markup=False)

@@ -86,7 +86,7 @@ def test_bad_rows_are_refused_and_nothing_is_written(tmp_path: Path, change: dic
 
 
 def test_a_row_may_not_occur_twice(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="one row per recipe_id, seed and phase"):
+    with pytest.raises(ValueError, match="one row per pair, recipe_id, seed and phase"):
         results.write([ROW, ROW], tmp_path)
 
 

@@ -55,6 +55,43 @@ def test_workers_look_for_a_set_where_the_driver_does(tmp_path: Path, monkeypatc
     assert config.parse(["data=fashion_mnist"]).pipeline["data_dir"] is None
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pair=[tiny,tinny]"], "'tiny'"),
+        (["pair=[tiny,resnet56_resnet20,tiny]"], "names one twice"),
+        (["pair=[]"], "at least one"),
+        (["pair=[tiny"], "list"),
+        (["pair=[tiny,resnet56_resnet20]", "teacher=weights.pt"], "teacher= can't be given with several pairs"),
+        (["pair=[tiny,resnet56_resnet20]", "storage=sqlite:///x.db"], "storage= can't be given with several pairs"),
+        (["pair=[tiny,resnet56_resnet20]", "teacher_model=resnet18", "student_model=resnet18"], "leave pair="),
+        (["pair=[tiny,resnet56_resnet20]", "pair=tiny"], "twice"),
+    ],
+)
+def test_bad_pairs_are_refused_with_the_mend(words: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=r".") as error:
+        config.parse_pairs(words)
+    assert said in str(error.value)
+
+
+def test_one_pair_in_brackets_is_the_pair() -> None:
+    assert config.parse_pairs(["pair=[tiny]", "epochs=1"]) == config.parse_pairs(["pair=tiny", "epochs=1"])
+    assert config.parse_pairs(["epochs=1"]) == [config.parse(["epochs=1"])]
+
+
+def test_several_pairs_are_a_config_each_that_differ_in_nothing_else() -> None:
+    words = ["seeds=4", "space=systems"]
+    several = config.parse_pairs(["pair=[tiny,resnet56_resnet20]", *words])
+    assert [one.pair for one in several] == ["tiny", "resnet56_resnet20"]
+    for one in several:
+        assert one.identity == config.parse([f"pair={one.pair}", *words]).identity
+        assert one.folder.name == one.pair
+    (top,) = {one.folder.parent for one in several}
+    assert top.name.startswith("systems-2pairs-digits-")
+    assert {one.folder.parent for one in config.parse_pairs(["pair=[resnet56_resnet20,tiny]", *words])} == {top}
+    assert {one.folder.parent for one in config.parse_pairs(["pair=[tiny,resnet56_resnet20]"])} != {top}
+
+
 def test_fresh_seeds_are_fresh_in_every_study() -> None:
     seen: set[int] = set()
     for seed in range(3):

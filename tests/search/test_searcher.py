@@ -76,7 +76,7 @@ def test_a_teacher_that_cannot_be_had_is_a_problem_of_every_trial(monkeypatch: p
 
 # --- fit(), with a Tuner that does what Tune does
 
-JOBS = [Job(recipe="kd", seed=seed, test=False) for seed in range(4)]
+JOBS = [Job(pair="tiny", recipe="kd", seed=seed, test=False) for seed in range(4)]
 
 
 class FakeTune:
@@ -122,9 +122,12 @@ def fit(tune: FakeTune, known: str | None = None) -> tuple[list[tuple[int, Recor
     benches: list[Any] = []
     searcher.fit(
         ListSource(JOBS, lambda job, record: None),
-        settings={}, cpus=1, gpus=0, progress=None,  # type: ignore[arg-type]
-        known_bench=lambda: known if known else benches[0]["digest"] if benches else None,
-        on_bench=benches.append,
+        benches={"tiny": searcher.Bench(
+            settings={"pipeline": {"pair": "tiny"}},
+            digest=lambda: known if known else benches[0]["digest"] if benches else None,
+            meet=benches.append,
+        )},
+        cpus=1, gpus=0, progress=None,  # type: ignore[arg-type]
         on_end=lambda job, record, trained: ended.append((job.seed, record)),
     )  # fmt: skip
     return ended, benches
@@ -160,3 +163,81 @@ def test_a_problem_of_every_trial_ends_the_search(monkeypatch: pytest.MonkeyPatc
 def test_another_teacher_than_the_run_began_with_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match=r"the teacher isn't the one this run began with.*out="):
         fit(FakeTune(monkeypatch, [["t", "t"]]), known="another")
+
+
+# --- several pairs
+
+JOBS_OF = {
+    "a": [Job(pair="a", recipe="kd", seed=seed, test=False) for seed in range(2)],
+    "b": [Job(pair="b", recipe="kd", seed=seed, test=False) for seed in range(3)],
+}
+
+
+def drain(source: searcher.Source) -> list[Job]:
+    return list(iter(source.next, None))
+
+
+def test_several_pairs_take_turns_and_end_when_all_have_ended() -> None:
+    kept: list[tuple[Job, Record]] = []
+    sources = {pair: ListSource(jobs, lambda job, record: kept.append((job, record))) for pair, jobs in JOBS_OF.items()}
+    source = searcher.RoundRobin(sources)
+    assert source.remaining() == 5
+    jobs = drain(source)
+    assert [(job.pair, job.seed) for job in jobs] == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("b", 2)]
+    assert not source.exhausted()
+    record = trainable.failure(0, "broken")
+    source.take(jobs[0], record)
+    source.take(jobs[1], record)
+    assert source.remaining() == 3
+    source.again()  # Ray ended the fit: what ran is to run again
+    again = drain(source)
+    assert {(job.pair, job.seed) for job in again} == {("a", 1), ("b", 1), ("b", 2)}
+    for job in again:
+        assert not source.exhausted()
+        source.take(job, record)
+    assert source.exhausted() and source.remaining() == 0 and source.next() is None
+    assert {(job.pair, job.seed) for job, _ in kept} == {(job.pair, job.seed) for job in jobs}
+
+
+def queue_of_both(known: dict[str, str]) -> tuple[searcher.QueueSearcher, list[str]]:
+    """A searcher over two pairs, of which some teachers are known; and the pairs of the trials that ended."""
+    ended: list[str] = []
+    benches = {
+        pair: searcher.Bench(
+            settings={"epochs": epochs, "pipeline": {"pair": pair}},
+            digest=lambda pair=pair: known.get(pair),  # type: ignore[misc]
+            meet=lambda bench, pair=pair: known.__setitem__(pair, bench["digest"]),  # type: ignore[misc]
+        )
+        for pair, epochs in (("a", 1), ("b", 2))
+    }
+    source = searcher.RoundRobin({pair: ListSource(jobs, lambda job, record: None) for pair, jobs in JOBS_OF.items()})
+    return searcher.QueueSearcher(source, benches, lambda job, record, trained: ended.append(job.pair)), ended
+
+
+def end(search: searcher.QueueSearcher, trial_id: str, teacher: str) -> None:
+    told = {"record": trainable.failure(0, "broken"), "trained": 0, "teacher": teacher, "bench": {"digest": teacher}}
+    search.on_trial_complete(trial_id, result={"outcome": json.dumps(told)})
+
+
+def test_each_pair_has_its_settings_and_its_teacher() -> None:
+    known: dict[str, str] = {}
+    search, ended = queue_of_both(known)
+    first, second = search.suggest("1"), search.suggest("2")
+    assert (first["pipeline"], first["epochs"], first["describe"]) == ({"pair": "a"}, 1, True)
+    assert (second["pipeline"], second["epochs"], second["describe"]) == ({"pair": "b"}, 2, True)
+    end(search, "1", "teacher of a")
+    assert search.suggest("3")["describe"] is False and search.suggest("4")["describe"] is True
+    for trial_id, teacher in (("2", "teacher of b"), ("3", "teacher of a"), ("4", "teacher of b")):
+        end(search, trial_id, teacher)
+    assert known == {"a": "teacher of a", "b": "teacher of b"}
+    assert search.problem is None and ended == ["a", "b", "a", "b"]
+
+
+def test_one_pairs_other_teacher_ends_the_search_and_is_named() -> None:
+    search, ended = queue_of_both({"a": "teacher of a", "b": "teacher of b"})
+    search.suggest("1"), search.suggest("2")
+    end(search, "1", "teacher of a")
+    end(search, "2", "teacher of a")
+    assert search.problem is not None and search.problem.startswith("pair=b: the teacher isn't the one")
+    assert ended == ["a"]
+    assert search.suggest("3") == searcher.Searcher.FINISHED

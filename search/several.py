@@ -1,0 +1,217 @@
+"""The pairs of one command, one or several: one cluster, one fit() a phase, and the files above several pairs' folders.
+
+With one pair nothing stands above: its folder is the run's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+import pandas as pd
+from rich.console import Console
+
+from reports import results, several
+from search.config import Config
+from search.progress import FrontLine, Progress, closing, closing_several
+from search.session import Session
+from search.study import Record
+from smskd.store import Store
+
+if TYPE_CHECKING:
+    from search.searcher import Job, Source
+
+
+class Search:
+    """A session for each pair, and what they share."""
+
+    def __init__(self, configs: Sequence[Config], console: Console) -> None:
+        """Open the studies; the caller has `held` the folders.
+
+        Raises:
+            ValueError: as Session.
+        """
+        self._console = console
+        self.sessions = [Session(config, console) for config in configs]
+        self._first = configs[0]
+        self._folder = folders(configs)[0]
+        self._summaries: list[pd.DataFrame] = []
+
+    def work_left(self) -> bool:
+        """Whether anything is still to be trained."""
+        return any(session.work_left() for session in self.sessions)
+
+    def check_inputs(self) -> None:
+        """Load data and teachers as a worker will, before anything starts.
+
+        Raises:
+            ValueError: as Session.check_inputs, for any pair.
+        """
+        for session in self.sessions:
+            if session.work_left():
+                session.check_inputs()
+
+    def work(self) -> None:
+        """Search, freeze the fronts, confirm them. Starts Ray, and stops it.
+
+        Raises:
+            ValueError: the cluster can't be reached, or hasn't the cores or GPUs for one trial.
+            RuntimeError: data or a teacher can't be had, or aren't those that the run began with; or nothing finished.
+        """
+        from search import searcher
+
+        with searcher.cluster(self._first.address):
+            gpus = searcher.gpus_per_trial(self._first)
+            if not all(session.met for session in self.sessions):
+                self._console.print("preparing the data and the teacher, before the first trial")
+            for session in self.sessions:
+                if session.met:
+                    session.say_teacher()
+            for phase in ("search", "confirm"):
+                sources = {s.pair: source for s in self.sessions if (source := s.source(phase)) is not None}
+                if sources:
+                    self._fit(phase, sources, gpus)
+        if not any(session.met for session in self.sessions):
+            causes = set[str]().union(*(session.causes for session in self.sessions))
+            raise RuntimeError(f"nothing finished: {'; '.join(sorted(causes))}")
+
+    def write(self, *, finished: bool) -> None:
+        """Write the files of each pair, and those above them."""
+        written = [session.write(finished=finished) for session in self.sessions]
+        self._summaries = [summary for summary in written if summary is not None]
+        if len(self.sessions) > 1 and self._summaries:
+            _write(self._folder, [session.pair for session in self.sessions])
+
+    def close(self) -> None:
+        """Print what came of it, after `write`."""
+        trained, failed = sum(session.stage_runs for session in self.sessions), self.failed
+        if len(self.sessions) == 1:
+            closing(self._console, self._first, self._summaries[0], trained=trained, failed=failed)
+            return
+        pairs = [session.pair for session in self.sessions]
+        table = several.table(results.read(self._folder), pairs, self._first.cost)
+        closing_several(self._console, self._folder, table, trained=trained, failed=failed)
+
+    @property
+    def failed(self) -> int:
+        """Trials that failed in this invocation."""
+        return sum(session.failed for session in self.sessions)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no recipe of any pair has finished."""
+        return all(summary.empty for summary in self._summaries)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why a changed front was not confirmed, of each pair that has such a one."""
+        named = "pair={}: " if len(self.sessions) > 1 else ""
+        refusals = [named.format(session.pair) + session.refusal for session in self.sessions if session.refusal]
+        return "; ".join(refusals) or None
+
+    def _fit(self, phase: str, sources: Mapping[str, Source], gpus: float) -> None:
+        from search import searcher
+
+        many = len(self.sessions) > 1
+        networks = self._first.networks
+        what = f"{len(self.sessions)} pairs" if many else f"{networks.teacher.name} → {networks.student.name}"
+        by_pair = {session.pair: session for session in self.sessions}
+        source = searcher.RoundRobin(sources)
+
+        def ended(job: Job, record: Record, trained: int) -> None:
+            by_pair[job.pair].ended(phase, trained)
+            progress.ended(job, record, trained)
+
+        def front() -> list[FrontLine]:
+            return [line for s in self.sessions for line in (s.front_lines()[-1:] if many else s.front_lines())]
+
+        with Progress(
+            console=self._console,
+            title=f"{phase} · {what} on {self._first.data}",
+            remaining=source.remaining,
+            front=front,
+            several=many,
+        ) as progress:
+            searcher.fit(
+                source,
+                benches={pair: by_pair[pair].bench("cuda" if gpus else "cpu") for pair in sources},
+                cpus=self._first.cpus,
+                gpus=gpus,
+                progress=progress,
+                on_end=ended,
+            )
+
+
+def folders(configs: Sequence[Config]) -> list[Path]:
+    """The folder of the whole run, then those of several pairs."""
+    own = [config.folder for config in configs]
+    return own if len(own) == 1 else [own[0].parent, *own]
+
+
+@contextlib.contextmanager
+def held(configs: Sequence[Config]) -> Iterator[None]:
+    """Make the run's folders and the store, and hold the folders: one driver a run.
+
+    Raises:
+        ValueError: a folder can't be written to, is held by another driver, or holds the other kind of run.
+    """
+    run, *pairs = folders(configs)
+    store = Path(configs[0].store).absolute()
+    for key, place in (("out", run), *(("out", pair) for pair in pairs), ("store", store)):
+        try:
+            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+            (place / ".writable").touch()
+            (place / ".writable").unlink()
+        except OSError as error:
+            raise ValueError(f"{key}={place} can't be written to: {error.strerror}; choose another folder") from None
+    with contextlib.ExitStack() as locks:
+        for folder in (run, *pairs):
+            try:
+                locks.enter_context(filelock.FileLock(folder / ".lock", timeout=0))
+            except filelock.Timeout:
+                raise ValueError(
+                    f"another search is at work in {folder}: wait for it, or choose another folder with out="
+                ) from None
+        if several.is_several(run) != bool(pairs) and (run / "run.json").is_file():
+            kind = "one pair" if pairs else "several pairs"
+            raise ValueError(f"{run} holds a search of {kind}: choose another folder with out=")
+        Store(store).sweep()
+        yield
+
+
+def _write(folder: Path, pairs: Sequence[str]) -> None:
+    """results, run.json, pairs.csv and report.html above the pairs' folders, from the files in these."""
+    from reports import build
+
+    written = [pair for pair in pairs if (folder / pair / "run.json").is_file()]
+    infos = {pair: build.read_info(folder / pair) for pair in written}
+    tables = [results.read(folder / pair) for pair in written]
+    rows = pd.concat(tables, ignore_index=True).to_dict("records")
+    results.write([{str(key): value for key, value in row.items()} for row in rows], folder)
+    results.write_atomically(folder / "run.json", json.dumps(_info(folder, pairs, infos), indent=1).encode())
+    table = several.table(results.read(folder), pairs, str(infos[written[0]]["config"]["cost"]))
+    results.write_atomically(folder / "pairs.csv", table.to_csv(index=False, lineterminator="\n").encode())
+    build.build(folder)
+
+
+def _info(folder: Path, pairs: Sequence[str], infos: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """run.json of the whole: what the pairs agree in, sums of what is counted, and what is each pair's own."""
+    each = list(infos.values())
+    ends = [info["finished"] for info in each]
+    return {
+        "schema": each[0]["schema"],
+        "config": each[0]["config"] | {"pair": list(pairs), "out": str(folder)},
+        "seeds": each[0]["seeds"],
+        **{k: sum(info[k] for info in each) for k in ("recipes", "stage_runs", "stage_runs_unshared", "failed")},
+        "seconds": max(info["seconds"] for info in each),  # they ran side by side
+        "pairs": {
+            pair: {key: info[key] for key in ("teacher", "student", "dataset", "confirm", "front", "winner")}
+            for pair, info in infos.items()
+        },
+        **{key: each[0][key] for key in ("sampler", "versions", "machine", "commit", "store_bytes")},
+        "finished": max(ends) if len(each) == len(pairs) and all(ends) else None,
+    }
