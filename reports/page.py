@@ -173,6 +173,12 @@ def _labels(rows: Sequence[Row]) -> dict[str, str]:
     return {row["recipe_id"]: f"{_name(row)}, {settings(row)}" for row in ordered}
 
 
+def _weight(row: Row) -> str:
+    """How a recipe's anchor is weighed, and what the anchor is where it isn't the usual one."""
+    weight = str(WEIGHTINGS.get(row["weighting"], row["weighting"]))
+    return weight if row["anchor"] == "reference" else f"{weight}, {row['anchor']}"
+
+
 def _name(row: Row) -> str:
     """The stages as shown, and how many teachers they had if that was more than one."""
     several = f" · {row['teachers']} teachers" if row["teachers"] > 1 else ""
@@ -227,7 +233,7 @@ def _entry(row: Row, costs: list[Cost], base: Row | None, low: float, yaml: str)
         "label": _label(row),
         "settings": settings(row),
         "lambda": f"{row['lambda_base']:g}" if _anchored(row) else NONE,
-        "weighting": WEIGHTINGS.get(row["weighting"], row["weighting"]) if _anchored(row) else NONE,
+        "weighting": _weight(row) if _anchored(row) else NONE,
         "anchor": row["anchor"] if int(row["n_stages"]) > 1 else NONE,
         "shape": row["weighting"] if _anchored(row) and row["weighting"] in figures.SHAPES else "none",
         "stages": row["n_stages"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,10 @@ def read(run: Path) -> pd.DataFrame | None:
 
 
 def groups(table: pd.DataFrame, labels: Mapping[str, str], best: str) -> list[dict[str, Any]]:
-    """For the best recipe of several stages and those of the same stages with other anchors: one row per stage.
+    """One row per stage, for the best recipe of several stages and for the sequence that ran with the most anchors.
 
-    Means over the seeds of the search. A stage's own loss is followed through the later stages: as it was when the
-    stage ended, and after each later one, with the change in per cent.
+    Each with all recipes of the same sequence. Means over the seeds of the search. A stage's own loss is followed
+    through the later stages: as it was when the stage ended, and after each later one, with the change in per cent.
 
     Args:
         table: as read() gives it.
@@ -47,14 +48,18 @@ def groups(table: pd.DataFrame, labels: Mapping[str, str], best: str) -> list[di
         best: id of the recipe to show; if it has one stage, the first of `labels` that has several.
     """
     search = table[(table["phase"] == "search") & table["recipe_id"].isin(list(labels))]
-    several = set(search.loc[search["stage"] > 1, "recipe_id"])
-    chosen = best if best in several else next((name for name in labels if name in several), None)
-    if chosen is None:
+    several = search[search["stage"] > 1]
+    by_id: dict[str, str] = several.groupby("recipe_id")["recipe"].first().to_dict()  # type: ignore[assignment]
+    ordered = [name for name in (best, *labels) if name in by_id]
+    if not ordered:
         return []
-    notation = search.loc[search["recipe_id"] == chosen, "recipe"].iloc[0]
-    alike = set(search.loc[search["recipe"] == notation, "recipe_id"])
-    ordered = [chosen, *(name for name in labels if name in alike - {chosen})][:_SHOWN]
-    return [{"label": labels[name], "rows": _rows(search[search["recipe_id"] == name])} for name in ordered]
+    counts = Counter(by_id.values())
+    varied = max(ordered, key=lambda name: counts[by_id[name]])  # the first of those, so the best
+    shown: list[str] = []
+    for chosen in (ordered[0], varied):
+        alike = [name for name in ordered if by_id[name] == by_id[chosen] and name not in shown]
+        shown += list(dict.fromkeys(alike))[:_SHOWN]
+    return [{"label": labels[name], "rows": _rows(search[search["recipe_id"] == name])} for name in shown]
 
 
 def _rows(mine: pd.DataFrame) -> list[dict[str, Any]]:
@@ -64,9 +69,13 @@ def _rows(mine: pd.DataFrame) -> list[dict[str, Any]]:
     for stage, mean in sorted(means.items()):
         losses = []
         for earlier in sorted(means):
+            if earlier > stage:
+                losses.append("")
+                continue
             now, own = (means[at][f"loss_of_stage_{earlier}"] for at in (stage, earlier))
-            text = f"{now:.3g}" if earlier == stage else f"{now:.3g} ({100 * (now / own - 1):+.0f} %)"
-            losses.append(text if earlier <= stage else "")
+            change = f"{100 * (now / own - 1):+.0f}" if own else "+0"
+            shown = "+0" if change == "-0" else change.replace("-", "\N{MINUS SIGN}")
+            losses.append(f"{now:.3g}" if earlier == stage else f"{now:.3g} ({shown} %)")
         previous = mean.get("agreement_previous", math.nan)
         rows.append(
             {

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import secrets
+import signal
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -322,6 +323,7 @@ def cluster(address: str | None) -> Iterator[None]:
     """
     variables = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
     root = str(Path(__file__).resolve().parent.parent)
+    told_to_end = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:  # workers inherit this process's environment, which is quicker than Ray's runtime_env
         os.environ.update(variables, PYTHONPATH=os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]))
@@ -334,6 +336,8 @@ def cluster(address: str | None) -> Iterator[None]:
             ray.init(address=address, runtime_env=environment, **options)
         except ConnectionError as error:
             raise ValueError(f"address={address}: no Ray cluster answers there ({error})") from None
+    # Ray's own handler, set by now, would end the process on the spot; interrupted by Ctrl-C or by SIGTERM is one thing
+    signal.signal(signal.SIGTERM, told_to_end)
     try:
         yield
     finally:

@@ -48,6 +48,8 @@ def test_a_stages_loss_is_followed_through_the_later_ones() -> None:
 
 def test_a_best_recipe_of_one_stage_gives_way_to_the_best_of_several() -> None:
     assert stages.groups(table(), LABELS, "a")[0]["label"] == "kd>rkd, λ 0.5"
+    # the best of several stages ran with one anchor only: the sequence with most anchors follows
+    assert [group["label"] for group in stages.groups(table(), LABELS, "d")] == [LABELS[name] for name in "dbc"]
     alone = table().query("recipe_id == 'a'")
     assert stages.groups(alone, LABELS, "a") == []
 

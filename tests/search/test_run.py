@@ -146,7 +146,8 @@ def test_nothing_finished(tmp_path: Path) -> None:
     assert "nothing finished" in result.stdout + result.stderr
 
 
-def test_an_interrupted_search_keeps_what_it_has_and_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_search_keeps_what_it_has_and_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     out, store = tmp_path / "run", tmp_path / "store"
     mark = f"SMSKD_TEST_MARK={tmp_path.name}-{os.getpid()}"
     name, _, value = mark.partition("=")
@@ -157,7 +158,7 @@ def test_an_interrupted_search_keeps_what_it_has_and_leaves_no_process(tmp_path:
     deadline = time.monotonic() + 120
     while len(list(store.glob("entries/*/*"))) < 4 and time.monotonic() < deadline:
         time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     told, _ = running.communicate(timeout=60)
     assert running.returncode == 130
     told = told.replace("'", "")
@@ -166,6 +167,7 @@ def test_an_interrupted_search_keeps_what_it_has_and_leaves_no_process(tmp_path:
     while (left := marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == []
+    assert (out / "results.parquet").is_file() and (out / "report.html").is_file()
     assert len(list(store.glob("entries/*/*"))) >= 4
 
 
