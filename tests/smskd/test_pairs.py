@@ -57,7 +57,7 @@ def test_tiny_settings() -> None:
         "schedule": "one_cycle",
     }
     assert (TINY.epochs, TINY.teacher_epochs) == (12, 12)
-    assert TINY.loss_weights == {"fitnets": 10.0}
+    assert TINY.loss_weights == {"fitnets": 10.0, "at": 10.0, "sp": 300.0, "dkd_nckd": 1.0}
 
 
 def test_get_names_the_nearest() -> None:
