@@ -163,7 +163,7 @@ def run(
     parent: Entry | None = None
     results: list[StageResult] = []
     extra_flops = 0.0
-    lineage, listened = Lineage(bench.validation), dict[int, nn.Module]()
+    lineage, listened = Lineage(bench.validation), {0: bench.teacher.network}
     for number, (stage, prefix) in enumerate(zip(recipe.stages, recipe.prefixes(), strict=True), 1):
         reads = training.reads(stage, recipe, first=parent is None)
         taught = [bench_teacher(bench, place) for place in range(recipe.teachers)] if reads else []
@@ -175,12 +175,12 @@ def run(
             teachers=[teacher for teacher, *_ in taught], teacher_digests=[digest for _, digest, _ in taught],
             flops=bench.flops, on_epoch=functools.partial(on_epoch, number),
         )  # fmt: skip
-        places = {place for own in training.assigned(stage.distils, recipe.teachers) for place in own}
-        listened |= {place: bench_teacher(bench, place)[0].network for place in {0, *places}}
+        terms = _trained_terms(bench, student, stage, recipe, entry)
+        listened |= {place: bench_teacher(bench, place)[0].network for term in terms for place in term.teachers}
         kept = lineage.add(
             student,
             ce_weight=ce.weight(stage.methods, ce.WEIGHTS | dict(bench.pair.loss_weights)),
-            terms=_trained_terms(bench, student, stage, recipe, entry),
+            terms=terms,
             teachers=listened,
         )
         results.append(StageResult(key=entry.key, digest=entry.digest, trained=trained, kept=kept, **entry.facts))
