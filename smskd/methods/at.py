@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from smskd.methods.base import Batch, Method, Task, View, check_one_batch, unit_rows
+from smskd.methods.base import Batch, Method, Task, View, check_one_batch, same_size, unit_rows
 
 READS = frozenset({"features"})
 WEIGHTS = {"at": 1000.0}
@@ -38,21 +37,20 @@ def attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
         ValueError: the maps don't have four dimensions and one batch.
     """
     check_one_batch("feature maps", student_map, teacher_map, ndim=4, shape="[B, C, H, W] and [B, D, I, J]")
-    (height, width), (other_height, other_width) = student_map.shape[2:], teacher_map.shape[2:]
-    size = (min(height, other_height), min(width, other_width))
-    difference = _attention(student_map, size) - _attention(teacher_map.detach(), size)
-    return difference.square().mean().float()
+    student, teacher = same_size(_scaled(student_map), _scaled(teacher_map.detach()))
+    return (_attention(student) - _attention(teacher)).square().mean().float()
 
 
-def _attention(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """[B, C, H, W] -> [B, positions], float64."""
+def _scaled(maps: Tensor) -> Tensor:
+    """Each sample with its largest value at 1: attention doesn't see a scale, and so no square overflows."""
     x = maps.float()
-    # attention doesn't see a sample's scale; with it taken out, no square overflows
     largest = x.detach().abs().amax(dim=(1, 2, 3), keepdim=True)
-    x = x / torch.where(largest > _SMALLEST, largest, 1.0)
-    if x.shape[2:] != size:
-        x = F.adaptive_avg_pool2d(x, size)
-    return unit_rows(x.square().mean(dim=1).flatten(1))
+    return x / torch.where(largest > _SMALLEST, largest, 1.0)
+
+
+def _attention(maps: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, positions], float64."""
+    return unit_rows(maps.square().mean(dim=1).flatten(1))
 
 
 def at_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:

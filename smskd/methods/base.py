@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smskd.models import Output
@@ -85,6 +86,13 @@ def unit_rows(rows: Tensor) -> Tensor:
     squared = x.square().sum(dim=1, keepdim=True)
     real = squared > _SHORTEST**2
     return x / torch.where(real, squared, 1.0).sqrt() * real
+
+
+def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Two feature maps [B, C, H, W] and [B, D, h, w], averaged to the lesser height and the lesser width."""
+    size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
+    shrunk = [x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (student, teacher)]
+    return shrunk[0], shrunk[1]
 
 
 def check_one_batch(what: str, student: Tensor, teacher: Tensor, *, ndim: int, shape: str) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smskd.methods.base import Batch, Method, Task, View
+from smskd.methods.base import Batch, Method, Task, View, same_size
 
 READS = frozenset({"features"})
 WEIGHTS = {"vid": 1.0}
@@ -43,13 +43,6 @@ def negative_log_likelihood(mean: Tensor, variance: Tensor, target: Tensor) -> T
         )
     spread = variance.float().view(1, -1, 1, 1)
     return ((mean.float() - target.detach().float()).square() / spread + spread.log()).mean() / 2
-
-
-def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Two feature maps [B, C, H, W] and [B, D, h, w], averaged to the lesser height and the lesser width."""
-    size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
-    shrunk = [x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (student, teacher)]
-    return shrunk[0], shrunk[1]
 
 
 class Gaussian(nn.Module):

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from smskd import methods, models, pairs, pipeline, recipe
 from smskd import stage as training
-from smskd.methods import crd, logit_std, reviewkd, vid
+from smskd.methods import base, crd, logit_std, reviewkd, vid
 from smskd.methods.base import Batch, Method, Task, View
 from smskd.models import Output
 from smskd.pipeline import Bench
@@ -247,13 +247,13 @@ def test_vid_defaults() -> None:
     ((4, 4), (4, 4), (4, 4)), ((8, 8), (2, 2), (2, 2)), ((1, 1), (7, 5), (1, 1)), ((2, 8), (8, 2), (2, 2)),
 ])  # fmt: skip
 def test_vid_averages_the_larger_map(student: tuple[int, int], teacher: tuple[int, int], met: tuple[int, int]) -> None:
-    small, large = vid.same_size(randn(2, 3, *student), randn(2, 5, *teacher))
+    small, large = base.same_size(randn(2, 3, *student), randn(2, 5, *teacher))
     assert small.shape == (2, 3, *met) and large.shape == (2, 5, *met)
 
 
 def test_vid_average_at_worked_values() -> None:
     teacher = torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]])
-    assert vid.same_size(torch.zeros(1, 1, 1, 1), teacher)[1].item() == 4.0
+    assert base.same_size(torch.zeros(1, 1, 1, 1), teacher)[1].item() == 4.0
 
 
 def test_vid_sums_over_maps_paired_from_the_deepest_backwards() -> None:
