@@ -1,7 +1,8 @@
 """The figures of the report, declared in Altair (Vega-Lite). Data come by name when a figure is shown, not from here.
 
 Colours are CSS variables, so that one figure follows the page's theme, and print, without being drawn again; `PALETTE`
-gives their values. Shape is the weighting, the blue ramp the number of stages, vermilion the front.
+gives their values. Shape is the weighting, the blue ramp the number of stages, vermilion the front. Legends are for
+figures that stand alone; the page has its own, and takes these off.
 """
 
 from __future__ import annotations
@@ -66,12 +67,13 @@ def log_ticks(low: float, high: float) -> list[float]:
     return ticks
 
 
-def accuracy(*, panel: str, axis: Axis, low: float, high: float, teacher: float | None) -> dict[str, Any]:
+def accuracy(*, panel: str, axis: Axis, low: float, high: float, teacher: float | None, recipes: int) -> dict[str, Any]:
     """Accuracy (%) against cost: one mark a recipe, front members larger and lettered, the front as a step line.
 
-    panel: `validation` or `test`. low, high: ends of the accuracy axis; what is below is drawn at its edge.
-    Datasets by name: `recipes` (id, letter, label, settings, stage, shape, baseline; the axis' field, field_text; per
-    panel P: P, P_drawn, P_below, P_low, P_high, P_text) and `lines` (axis, panel, order, cost, accuracy).
+    panel: `validation` or `test`. low, high: ends of the accuracy axis; what is below is drawn at its edge. recipes:
+    how many there are: of many, each mark is smaller. What is over a limit is hollow and grey.
+    Datasets by name: `recipes` (id, letter, label, detail, stage, shape, baseline, feasible; the axis' field; per
+    panel P: P, P_drawn, P_below, P_low, P_high) and `lines` (axis, panel, order, cost, accuracy).
     """
     ends = [axis.low, axis.high]
     x_scale = alt.Scale(type="log", domain=ends) if axis.log else alt.Scale(domain=ends, nice=False, zero=False)
@@ -89,23 +91,20 @@ def accuracy(*, panel: str, axis: Axis, low: float, high: float, teacher: float 
     def ramp(name: str) -> alt.Scale:
         return alt.Scale(domain=STAGES, range=[f"var(--{name}-{i})" for i in range(1, 5)])
 
-    recipes = alt.Chart(alt.NamedData(name="recipes")).transform_filter(f"isValid(datum.{panel})")
+    shapes = alt.Scale(domain=list(SHAPES), range=list(SHAPES.values()))
+    data = alt.Chart(alt.NamedData(name="recipes")).transform_filter(f"isValid(datum.{panel})")
     line = alt.Chart(alt.NamedData(name="lines")).encode(x("cost"), y("accuracy"), order="order:Q")
     line = line.transform_filter(f"datum.panel === '{panel}' && datum.axis === '{axis.field}'")
-    points = recipes.encode(
+    points = data.encode(
         x(),
         y(),
         color=alt.Color("stage:N", scale=ramp("stage"), legend=None),
-        shape=alt.Shape("shape:N", scale=alt.Scale(domain=list(SHAPES), range=list(SHAPES.values())), legend=None),
+        shape=alt.Shape("shape:N", scale=shapes, legend=None),
         description=alt.Description("label:N"),
-        tooltip=[
-            alt.Tooltip("label:N", title="recipe"),
-            alt.Tooltip("settings:N", title="anchor"),
-            alt.Tooltip(f"{axis.field}_text:N", title="cost"),
-            alt.Tooltip("validation_text:N", title="validation"),
-            alt.Tooltip("test_text:N", title="test"),
-        ],
+        tooltip=["label:N", "detail:N"],
     )
+    small = 46 if recipes <= 200 else 18
+    dense = 0.8 if recipes <= 200 else 0.45
     # A triangle needs more area to hold a letter, and the letter sits at its centre of mass, not of its height.
     sizes = alt.condition("datum.shape === 'tcp'", alt.value(470), alt.value(300))
     rings = alt.condition(
@@ -128,41 +127,55 @@ def accuracy(*, panel: str, axis: Axis, low: float, high: float, teacher: float 
             at.mark_rule(stroke="var(--muted)", strokeDash=[2, 3]),
             at.mark_text(text=note, align="left", dy=-7, color="var(--muted)", fontSize=11).encode(x=alt.value(5)),
         ]
+    grey = points.transform_filter("!datum.feasible").encode(color=alt.value("var(--muted)"))
     layers += [
-        points.transform_filter(f"!datum.letter && !datum.{panel}_below").mark_point(
-            filled=True, size=46, opacity=0.8, cursor="pointer"
+        grey.transform_filter(f"!datum.{panel}_below").mark_point(
+            filled=False, size=small, strokeWidth=1, opacity=0.6, cursor="pointer"
         ),
-        points.transform_filter(f"datum.{panel}_below")
-        .mark_point(filled=True, size=46, opacity=0.8, cursor="pointer", yOffset=-5)
+        grey.transform_filter(f"datum.{panel}_below")
+        .mark_point(filled=False, size=small, strokeWidth=1, opacity=0.6, cursor="pointer", yOffset=-5)
         .encode(shape=alt.value("triangle-down")),
-        recipes.mark_rule(stroke="var(--text)", opacity=0.8, clip=True).encode(
+        points.transform_filter(f"datum.feasible && !datum.letter && !datum.{panel}_below").mark_point(
+            filled=True, size=small, opacity=dense, cursor="pointer"
+        ),
+        points.transform_filter(f"datum.feasible && !datum.letter && datum.{panel}_below")
+        .mark_point(filled=True, size=small, opacity=dense, cursor="pointer", yOffset=-5)
+        .encode(shape=alt.value("triangle-down")),
+        data.mark_rule(stroke="var(--text)", opacity=0.8, clip=True).encode(
             x(), y(f"{panel}_low"), alt.Y2(f"{panel}_high")
         ),
         points.transform_filter("datum.letter")
         .mark_point(filled=True, opacity=1, stroke="var(--page)", strokeWidth=1, cursor="pointer")
-        .encode(size=sizes),
+        .encode(
+            size=sizes,
+            color=alt.Color("stage:N", scale=ramp("stage"), legend=alt.Legend(title="stages")),
+            shape=alt.Shape("shape:N", scale=shapes, legend=alt.Legend(title="anchor weight", labelExpr=_SHAPE_NAMES)),
+        ),
         points.transform_filter(_RINGED)
         .mark_point(filled=False, strokeWidth=2.5, opacity=1)
         .encode(color=alt.value("var(--front)"), size=rings),
         *(
-            recipes.transform_filter(f"datum.letter && (datum.shape === 'tcp') === {tall}")
+            data.transform_filter(f"datum.letter && (datum.shape === 'tcp') === {tall}")
             .mark_text(fontSize=10, fontWeight="bold", dy=3.5 if tall == "true" else 0.5, tooltip=None)
             .encode(x(), y(), text="letter:N", color=alt.Color("stage:N", scale=ramp("on"), legend=None))
             for tall in ("true", "false")
         ),
-        recipes.transform_filter("datum.baseline")
+        data.transform_filter("datum.baseline")
         .mark_text(align="left", dx=13, dy=9, fontSize=11, color="var(--muted)")
         .encode(x(), y(), text="baseline:N"),
     ]
     chart = alt.layer(*layers).resolve_scale(color="independent", shape="independent")
-    return _finish(chart.properties(width="container", height=310))
+    text = f"Accuracy on the {panel} split against cost, a mark a recipe; the tables hold the same numbers"
+    return _finish(chart.properties(width="container", height=330, description=text))
 
 
-def gains(*, rows: int, splits: Sequence[str], low: float, high: float, baseline: str) -> dict[str, Any]:
+def gains(
+    *, rows: int, splits: Sequence[str], low: float, high: float, baseline: str, indifference: float
+) -> dict[str, Any]:
     """Gain over the baseline in points, a line a recipe and split: test filled, validation hollow.
 
-    low, high: ends of the axis. Dataset by name: `gains` (id, letter, label, split, gain,
-    low, high, text; verdict is above, unclear or below).
+    low, high: ends of the axis. indifference: half the width of the grey band around 0. Dataset by name: `gains` (id,
+    letter, label, split, gain, low, high, text; verdict is above, unclear or below).
     """
 
     def x(field: str = "gain") -> alt.X:
@@ -177,12 +190,14 @@ def gains(*, rows: int, splits: Sequence[str], low: float, high: float, baseline
         alt.YOffset("split:N", scale=alt.Scale(domain=list(splits), paddingOuter=0.6)),
         alt.Color("verdict:N", scale=colours, legend=None),
         description=alt.Description("text:N"),
-        tooltip=[alt.Tooltip("label:N", title="recipe"), "split:N", alt.Tooltip("text:N", title="gain")],
+        tooltip=["label:N", alt.Tooltip("text:N", title="detail")],
     )
-    zero = alt.Chart(alt.InlineData(values=[{"gain": 0}])).mark_rule(stroke="var(--muted)").encode(x())
+    ends = {"low": -indifference, "high": indifference, "gain": 0}
+    around = alt.Chart(alt.InlineData(values=[ends]))
     bars = points.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2)
     layers = [
-        zero,
+        around.mark_rect(fill="var(--grid)", opacity=1, clip=True).encode(x("low"), alt.X2("high")),
+        around.mark_rule(stroke="var(--muted)").encode(x()),
         bars.encode(x("low"), alt.X2("high")),
         points.transform_filter("datum.split === 'test'").mark_point(filled=True, size=80, opacity=1, cursor="pointer"),
         points.transform_filter("datum.split === 'validation'").mark_point(
@@ -192,9 +207,74 @@ def gains(*, rows: int, splits: Sequence[str], low: float, high: float, baseline
         .mark_point(filled=False, size=200, strokeWidth=2, opacity=1)
         .encode(color=alt.value("var(--front)")),
     ]
-    return _finish(alt.layer(*layers).properties(width="container", height=max(60, 46 * rows)))
+    text = f"Gain of each front member over {baseline} with its 95 % interval; the table of gains holds the numbers"
+    height = max(_HEIGHT, 15 * len(splits) * rows)
+    return _finish(alt.layer(*layers).properties(width="container", height=height, description=text))
 
 
+def hypervolume(*, unit: str, low: float, high: float) -> dict[str, Any]:
+    """The share of the box that the front dominates, over what the search has spent, with its 95 % band.
+
+    low, high: ends of the share's axis. Dataset by name: `hypervolume` (spent, hypervolume, low, high, text).
+    """
+    scale = alt.Scale(domain=[low, high], nice=True, zero=False)
+
+    def y(field: str = "hypervolume") -> alt.Y:
+        return alt.Y(f"{field}:Q", title="share of the box →", axis=alt.Axis(tickCount=5, format=".2~f"), scale=scale)
+
+    x = alt.X("spent:Q", title=f"{unit} spent, shared stages paid once", axis=alt.Axis(tickCount=5, format=",~g"))
+    steps = alt.Chart(alt.NamedData(name="hypervolume")).encode(x)
+    layers = [
+        steps.transform_filter("isValid(datum.low)")
+        .mark_area(interpolate="step-after", fill="var(--stage-3)", opacity=0.22)
+        .encode(y("low"), alt.Y2("high")),
+        steps.mark_line(interpolate="step-after", stroke="var(--stage-3)", strokeWidth=2).encode(y()),
+        steps.transform_filter("datum.marked")
+        .mark_point(filled=True, size=26, opacity=1, fill="var(--stage-3)")
+        .encode(y(), tooltip=[alt.Tooltip("label:N"), alt.Tooltip("text:N", title="detail")]),
+    ]
+    text = "Hypervolume of the front in a fixed box over what the search has spent; it can only grow with the budget"
+    return _finish(alt.layer(*layers).properties(width="container", height=_HEIGHT, description=text))
+
+
+def importance(*, factors: Sequence[str], objectives: Sequence[str]) -> dict[str, Any]:
+    """Share of each objective's variance by factor: a bar an objective, with its 95 % interval where it is known.
+
+    Dataset by name: `importance` (factor, objective, share, low, high, end, share_text, text); end: where the number
+    stands.
+    """
+    colours = alt.Scale(domain=list(objectives), range=["var(--stage-3)", "var(--muted)", "var(--stage-1)"])
+    x_axis = alt.Axis(labels=False, grid=False, title="share of variance")
+    x_scale = alt.Scale(domain=[0, 1.22], nice=False)
+    bars = alt.Chart(alt.NamedData(name="importance")).encode(
+        alt.X("share:Q", axis=x_axis, scale=x_scale),
+        alt.Y(
+            "factor:N",
+            sort=list(factors),
+            title=None,
+            axis=alt.Axis(grid=False, labelColor="var(--text)", labelFontSize=12, labelLimit=110),
+            scale=alt.Scale(paddingInner=0.35, paddingOuter=0.2),
+        ),
+        alt.YOffset("objective:N", sort=list(objectives), scale=alt.Scale(paddingInner=0.1)),
+        description=alt.Description("text:N"),
+        tooltip=[alt.Tooltip("factor:N", title="label"), alt.Tooltip("text:N", title="detail")],
+    )
+    layers = [
+        bars.mark_bar(cornerRadiusEnd=2).encode(alt.Color("objective:N", scale=colours, legend=alt.Legend(title=None))),
+        bars.transform_filter("isValid(datum.low)")
+        .mark_rule(stroke="var(--text)", strokeWidth=1.2)
+        .encode(alt.X("low:Q", axis=x_axis, scale=x_scale), alt.X2("high")),
+        bars.mark_text(align="left", dx=6, color="var(--muted)", fontSize=11).encode(
+            alt.X("end:Q", axis=x_axis, scale=x_scale), text="share_text:N"
+        ),
+    ]
+    text = "Share of the variance that each factor explains, by objective: " + ", ".join(objectives)
+    height = max(_HEIGHT, 20 * len(factors) * len(objectives))
+    return _finish(alt.layer(*layers).properties(width="container", height=height, description=text))
+
+
+_HEIGHT = 200  # of the three smaller figures, so that they stand side by side
+_SHAPE_NAMES = "{none: 'none', fixed: 'fixed λ', tcp: 'TCP, top class', tcp_true: 'TCP, true class'}[datum.value]"
 _RINGED = "datum.id === pinned || datum.id === lit"
 
 
@@ -207,8 +287,9 @@ def _finish(chart: alt.LayerChart | alt.FacetChart) -> dict[str, Any]:
     }
     fit = alt.AutoSizeParams(type="fit-x", contains="padding")
     chart = chart.properties(background="transparent", autosize=fit)
-    spec: dict[str, Any] = chart.to_dict()
+    spec: dict[str, Any] = chart.to_dict(validate=False)  # validated by a test: it takes longer than all else
     del spec["$schema"]  # an address, though nothing would fetch it
     spec["params"] = [{"name": "pinned", "value": ""}, {"name": "lit", "value": ""}]
-    spec["config"] = {"font": FONT, "axis": axis, "view": {"stroke": None}, "aria": True}
+    legend = {"orient": "top", "labelColor": "var(--muted)", "titleColor": "var(--muted)", "titleFontWeight": "normal"}
+    spec["config"] = {"font": FONT, "axis": axis, "legend": legend, "view": {"stroke": None}, "aria": True}
     return spec

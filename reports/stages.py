@@ -1,4 +1,7 @@
-"""What each stage kept of the teacher and of the stages before it, from stages.csv."""
+"""What each stage kept of the teacher and of the stages before it, from stages.csv: the page stages.html.
+
+It is a page of its own, since all numbers of report.html are of results.parquet.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from reports.front import objectives, summarise, winner
+from reports.recipes import labels
 
 NAME = "stages.csv"
 _NEEDED = ("recipe", "recipe_id", "seed", "phase", "stage", "methods", "val_accuracy", "agreement_teacher")
@@ -34,6 +40,24 @@ def read(run: Path) -> pd.DataFrame | None:
     if missing:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}; {again}")
     return table
+
+
+def contents(by_stage: pd.DataFrame | None, results: pd.DataFrame, info: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Everything that the page shows; None if there is nothing. results: the table of results. info: run.json."""
+    if by_stage is None:
+        return None
+    summary = summarise(results, *objectives(info))
+    best = winner(summary)
+    kept = groups(by_stage, labels(summary.to_dict("records")), best or "")
+    if not kept:
+        return None
+    return {
+        "title": f"What each stage kept: {', '.join(sorted(results['pair'].unique()))}",
+        "badges": [],
+        "counts": "Means over the seeds of the search, on validation, from stages.csv.",
+        "best": None,
+        "kept": kept,
+    }
 
 
 def groups(table: pd.DataFrame, labels: Mapping[str, str], best: str) -> list[dict[str, Any]]:

@@ -85,6 +85,9 @@ def run_info(**changes: Any) -> dict[str, Any]:
     return {
         "schema": 1,
         "config": config,
+        "objectives": ["error", config["cost"]],
+        "limits": {"params": None, "latency_ms": None, "flops": None},
+        "box": {"error": [0.02, 0.12], "cost": [5e9, 1e11], "cost_name": "flops"},
         "recipes": 42,
         "seeds": 3,
         "stage_runs": 183,

@@ -1,0 +1,180 @@
+"""Gains of the front over the baseline, paired by seed, with Holm's verdicts, for the page. No HTML here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from reports.recipes import Row, label_of, name_of
+from reports.statistics import LEVEL, Gain, Pooled, detectable_difference, holm, paired_gain, pooled_sd
+from reports.text import NONE, known, plural, points
+
+# Points within which a gain makes no difference in practice: about what another seed does to one training of a ResNet
+# on CIFAR-100. Our choice, the same for every run, so that a noisy run can't widen it.
+INDIFFERENCE = 0.2
+SPLITS = {"test": ("confirm", "test_accuracy"), "validation": ("search", "val_accuracy")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detectable:
+    """The smallest true difference of two recipes seen with 80 % power, in points. sd: of one training, in points."""
+
+    split: str
+    points: float
+    sd: float
+    seeds: int
+
+    def __str__(self) -> str:
+        seeds = plural(self.seeds, "seed" if self.split == "validation" else "fresh seed")
+        return f"{self.points:.2f} points on {self.split} ({seeds} each, sd {self.sd:.2f})"
+
+
+def baseline(rows: Sequence[Row]) -> Row | None:
+    """What the front is compared with: `kd` in one stage, else the cheapest recipe of one stage, if there is one."""
+    single = [row for row in rows if row["n_stages"] == 1]
+    return next((row for row in single if row["recipe"] == "kd"), next(iter(single), None))
+
+
+def gains(results: pd.DataFrame, rows: Sequence[Row], base: Row | None) -> list[dict[str, Any]]:
+    """The gain of each front member over the baseline, the most expensive first, on test and on validation.
+
+    Holm's correction is over the recipes that a split could have shown as better: of all that were searched on
+    validation, where the front was chosen from them, and of the confirmed front members on test.
+    """
+    if base is None:
+        return []
+    out = []
+    for split, (phase, column) in SPLITS.items():
+        scores = _by_seed(results, phase, column)
+        family = [row for row in rows if row["recipe_id"] != base["recipe_id"]]
+        if split == "test":
+            family = [row for row in family if row["letter"]]
+        found = {
+            row["recipe_id"]: gain
+            for row in family
+            if (gain := paired_gain(scores.get(row["recipe_id"], {}), scores.get(base["recipe_id"], {}))) is not None
+        }
+        p_values = {of: gain.p for of, gain in found.items() if gain.p is not None}
+        adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+        out += [
+            _entry(row, split, found[row["recipe_id"]], adjusted.get(row["recipe_id"]), len(adjusted))
+            for row in reversed(family)
+            if row["letter"] and row["recipe_id"] in found
+        ]
+    order = {row["recipe_id"]: place for place, row in enumerate(rows)}
+    return sorted(out, key=lambda gain: -order[gain["id"]])
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The gains with one row per recipe, its splits side by side."""
+    by_id: dict[str, dict[str, Any]] = {}
+    for gain in found:
+        row = by_id.setdefault(gain["id"], {key: gain[key] for key in ("id", "letter", "name")} | {"splits": {}})
+        row["splits"][gain["split"]] = gain
+    return list(by_id.values())
+
+
+def spreads(summary: pd.DataFrame, results: pd.DataFrame) -> dict[str, tuple[Pooled, int]]:
+    """The standard deviation pooled over recipes, and the least seeds of a recipe, by split, where two seeds are."""
+    out = {}
+    for split, (phase, column) in SPLITS.items():
+        ids = summary.loc[summary["test_accuracy"].notna(), "recipe_id"] if split == "test" else summary["recipe_id"]
+        rows = results[(results["phase"] == phase) & results["recipe_id"].isin(ids)]
+        groups = [values.tolist() for _, values in rows.groupby("recipe_id")[column]]
+        spread = pooled_sd(groups)
+        if spread.sd is not None:
+            out[split] = spread, min(map(len, groups))
+    return out
+
+
+def detectable(found: Mapping[str, tuple[Pooled, int]]) -> list[Detectable]:
+    """What spreads and seeds could show between two recipes' means, each with that standard deviation."""
+    out = []
+    for split, (spread, seeds) in found.items():
+        sd = spread.sd or 0.0
+        seen = detectable_difference(Pooled(math.sqrt(2) * sd, spread.degrees), seeds)
+        out.append(Detectable(split=split, points=100 * (seen or 0.0), sd=100 * sd, seeds=seeds))
+    return out
+
+
+def notes(
+    found: Sequence[Mapping[str, Any]], rows: Sequence[Row], base: Row | None, seen: Sequence[Detectable]
+) -> dict[str, str]:
+    """The sentences around the figure and the table of gains; missing: why there are none."""
+    out = {"name": "the baseline", "missing": "", "figure": "", "table": ""}
+    if base is None:
+        return out | {"missing": "No recipe of one stage has finished, so there is no baseline to take gains over."}
+    name = f"1-stage {name_of(base)}"
+    if not found:
+        alone = "The baseline is the front by itself" if sum(bool(r["letter"]) for r in rows) else "There is no front"
+        others = any(row["letter"] and row["recipe_id"] != base["recipe_id"] for row in rows)
+        why = "No front member shares a seed with the baseline" if others else alone
+        return out | {"name": name, "missing": f"{why}, so there is no gain over {name} to show."}
+    splits = {gain["split"] for gain in found}
+    bars = (
+        "bars: 95 % t intervals of the differences"
+        if any(gain["low"] is not None for gain in found)
+        else "one seed each: no interval can be given"
+    )
+    kinds = "Filled: test, hollow: validation; " if len(splits) == 2 else f"On {next(iter(splits))}; "
+    families = " and ".join(
+        f"{gain['family']} on {split}"
+        for split in SPLITS
+        if (gain := next((g for g in found if g["split"] == split and g["family"]), None))
+    )
+    holm_over = f"p: paired t test, by Holm over the recipes compared ({families}). " if families else ""
+    lengths = sorted({int(row["total_epochs"]) for row in rows if row["letter"]})
+    budget = ""
+    if lengths != [int(base["total_epochs"])]:
+        budget = (
+            f"The baseline trains for {plural(base['total_epochs'], 'epoch')}, the front for "
+            f"{', '.join(map(str, lengths))}: a gain may come from longer training as well as from the stages. "
+        )
+    untested = ""
+    if "test" not in splits and any(row["letter"] and known(row["test_accuracy"]) for row in rows):
+        untested = "The baseline wasn't confirmed, so there is no gain on test. "
+    power = f"Smallest difference of two recipes seen with 80 % power: {'; '.join(map(str, seen))}." if seen else ""
+    return out | {
+        "name": name,
+        "figure": f"{kinds}{bars}. Green: above 0 with Holm's p < {1 - LEVEL:.2f}. Grey: ±{INDIFFERENCE:g} points, "
+        "which make no difference in practice (our choice, the same for every run).",
+        "table": f"Differences seed by seed. {holm_over}P(A > B): share of the seeds on which the recipe is better than "
+        f"the baseline, ties half. {budget}{untested}{power}",
+    }
+
+
+def _entry(row: Row, split: str, gain: Gain, p: float | None, family: int) -> dict[str, Any]:
+    half = gain.half_width
+    verdict = "unclear" if p is None or p >= 1 - LEVEL else "above" if gain.mean > 0 else "below"
+    seeds = plural(gain.pairs, "seed")
+    return {
+        "id": row["recipe_id"],
+        "letter": row["letter"],
+        "name": name_of(row),
+        "label": label_of(row),
+        "split": split,
+        "gain": 100 * gain.mean,
+        "low": None if half is None else 100 * (gain.mean - half),
+        "high": None if half is None else 100 * (gain.mean + half),
+        "pairs": gain.pairs,
+        "p": p,
+        "wins": gain.wins,
+        "family": family,
+        "verdict": verdict,
+        "short": points(gain),
+        "p_text": NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
+        "wins_text": f"{gain.wins:.2f}",
+        "text": f"{points(gain)} points on {split} ({seeds})",
+    }
+
+
+def _by_seed(results: pd.DataFrame, phase: str, column: str) -> dict[str, dict[int, float]]:
+    rows = results[(results["phase"] == phase) & (results["status"] == "complete") & results[column].notna()]
+    out: dict[str, dict[int, float]] = {}
+    for recipe_id, seed, value in zip(rows["recipe_id"], rows["seed"], rows[column], strict=True):
+        out.setdefault(recipe_id, {})[seed] = value
+    return out

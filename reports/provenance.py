@@ -1,0 +1,160 @@
+"""How the numbers of a run came to be, as terms and sentences for the page: facts of run.json, totals of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from reports.gains import Detectable
+from reports.recipes import Row, unit_of
+from reports.results import STATUSES
+from reports.statistics import sampling_half_width
+from reports.text import duration, known, number, percent, plural, when
+
+
+def get(info: Mapping[str, Any], *path: str) -> Any:
+    """A value of run.json, or `not recorded`."""
+    value: Any = info
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return "not recorded" if value is None else value
+
+
+def teacher_accuracy(info: Mapping[str, Any]) -> float | None:
+    """The teacher's accuracy on validation, a fraction, where it was measured."""
+    value = get(info, "teacher", "val_accuracy")
+    return float(value) if isinstance(value, float) else None
+
+
+def test_sampling(rows: Sequence[Row], info: Mapping[str, Any]) -> tuple[float, int] | None:
+    """What the choice of test images alone does to the best accuracy: half of its 95 % interval in points; images."""
+    tested = [float(row["test_accuracy"]) for row in rows if known(row["test_accuracy"])]
+    images = get(info, "dataset", "test")
+    if not tested or not isinstance(images, int) or images < 1:
+        return None
+    return 100 * sampling_half_width(max(tested), images), images
+
+
+def limits_text(limits: Mapping[str, float | None]) -> str:
+    """The limits that were set, in words; "" if none was."""
+    shown = {
+        "params": lambda bound: plural(int(bound), "parameter"),
+        "latency_ms": lambda bound: f"{number(bound)} ms of latency",
+        "flops": _flops,
+    }
+    return ", ".join(f"{shown[name](bound)} at most" for name, bound in limits.items() if bound is not None)
+
+
+def provenance(
+    results: pd.DataFrame,
+    info: Mapping[str, Any],
+    rows: Sequence[Row],
+    files: Mapping[str, str | None],
+    seen: Sequence[Detectable],
+) -> list[tuple[str, str]]:
+    """Terms and sentences, in order. rows: of the summary. files: names of the run folder's files."""
+    data, teacher, student, machine = (info[key] for key in ("dataset", "teacher", "student", "machine"))
+    train, validation, test = (_whole(data.get(key)) for key in ("train", "validation", "test"))
+    shape = " x ".join(str(data.get(key, "?")) for key in ("height", "width", "channels"))
+    front, frozen = {row["recipe_id"] for row in rows if row["letter"]}, set(info.get("front") or [])
+    moved = " The frozen front differs from the table's, which is shown here." if frozen and frozen != front else ""
+    limits = limits_text(info.get("limits") or {})
+    bounds = f" Recipes over a limit ({limits}) are on no front." if limits else ""
+    gpus = ", ".join(map(str, machine.get("gpus") or [])) or "no GPU"
+    versions = ", ".join(f"{name} {version}" for name, version in sorted((info.get("versions") or {}).items()))
+    return [
+        (
+            "Numbers",
+            "Computed from results.parquet alone. Of run.json: settings, sizes of the splits, the teacher's accuracy, "
+            "and what stands below.",
+        ),
+        (
+            "Data",
+            f"{get(data, 'name')}: {train} training, {validation} validation, {test} test images of {shape}, "
+            f"{data.get('classes', '?')} classes; fingerprint {str(get(data, 'fingerprint'))[:16]}.",
+        ),
+        (
+            "Selection",
+            f"On the validation split, carved from the training data, by the last epoch's accuracy.{bounds}{moved}"
+            f"{_warm_start(info)}",
+        ),
+        ("Test split", _opened(rows, info)),
+        ("Seeds", _seeds(results, info)),
+        (
+            "Intervals",
+            "Means: 95 % t, with the standard deviation pooled over recipes. Gains: plain 95 % t of the differences "
+            "seed by seed; verdicts by Holm. P(front): how often a recipe is on the front when all means are redrawn "
+            "with the pooled standard deviation, 2,000 times.",
+        ),
+        (
+            "Power",
+            f"Seen with 80 % power between two recipes: {'; '.join(map(str, seen)) or 'not known with one seed'}.",
+        ),
+        ("Cost", "Of a recipe on its own, as if no other had paid for its first stages; the mean over seeds."),
+        ("Sharing", _sharing(results, info)),
+        (
+            "Teacher",
+            f"{get(teacher, 'name')}, {_whole(teacher.get('params'))} parameters, "
+            f"{percent(teacher.get('val_accuracy'))} % on validation; "
+            f"{get(teacher, 'source')}; digest {str(get(teacher, 'digest'))[:16]}.",
+        ),
+        ("Student", f"{get(student, 'name')}, {_whole(student.get('params'))} parameters."),
+        ("Machine", f"{get(machine, 'cpu')}, {machine.get('cores', '?')} cores, {gpus}."),
+        ("Versions", versions or "not recorded"),
+        ("Commit", str(get(info, "commit"))[:12]),
+        ("Finished", when(info["finished"]) if info.get("finished") else "not yet: this is what there is so far"),
+        ("Files", ", ".join(sorted(files))),
+    ]
+
+
+def _opened(rows: Sequence[Row], info: Mapping[str, Any]) -> str:
+    confirm = info["confirm"]
+    if not confirm.get("opened"):
+        return "Not opened."
+    once = "Opened once, after the front was frozen"
+    again = "Opened more than once (reopen_test), so its numbers flatter; last"
+    text = f"{again if confirm.get('reopened') else once}: {when(confirm['opened'])}."
+    sampling = test_sampling(rows, info)
+    if sampling is None:
+        return text
+    return (
+        f"{text} Beside the seeds' spread, the choice of {sampling[1]:,} images alone makes ±{sampling[0]:.2f} points."
+    )
+
+
+def _seeds(results: pd.DataFrame, info: Mapping[str, Any]) -> str:
+    seeds = sorted({int(seed) for seed in results.loc[results["phase"] == "search", "seed"]})
+    fresh = ", ".join(map(str, info["confirm"].get("seeds") or [])) or "none"
+    statuses = ", ".join(f"{int((results['status'] == name).sum())} {name}" for name in STATUSES)
+    return f"Search: {', '.join(map(str, seeds)) or 'none'}. Confirmation: {fresh}. Rows: {statuses}."
+
+
+def _warm_start(info: Mapping[str, Any]) -> str:
+    begun = info["config"].get("warm_start")
+    runs = [begun] if isinstance(begun, str) else list(begun or [])
+    return (
+        f" The sampler began with what other runs had found (warm_start): {', '.join(map(str, runs))}." if runs else ""
+    )
+
+
+def _sharing(results: pd.DataFrame, info: Mapping[str, Any]) -> str:
+    """What was spent, and what the same trainings would have cost each on its own."""
+    complete = results[results["status"] == "complete"]
+    spent, alone = results["spent_flops"].sum(), complete["train_flops"].sum()
+    seconds, alone_seconds = results["spent_seconds"].sum(), complete["device_seconds"].sum()
+    whole = duration(info.get("seconds"))
+    return (
+        f"{_flops(spent)} and {duration(seconds)} of training were spent, with first stages trained once; each recipe on "
+        f"its own, {_flops(alone)} and {duration(alone_seconds)}. From start to end: {whole}."
+    )
+
+
+def _flops(value: float) -> str:
+    scale, unit = unit_of("flops", value)
+    return f"{number(value / scale)} {unit}"
+
+
+def _whole(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else "?"
