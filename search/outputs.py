@@ -52,6 +52,7 @@ def rows(config: Config, bench: Mapping[str, Any], search: Settled, confirm: Set
                     "error": record["error"],
                     "val_accuracy": stages[-1]["val_accuracy"] if stages else None,
                     "test_accuracy": record["test_accuracy"],
+                    "test_best_accuracy": record.get("test_best_accuracy") if config.protocol == "paper" else None,
                     "train_flops": sum(s["train_flops"] for s in stages) if stages else None,
                     "device_seconds": sum(s["device_seconds"] for s in stages) if stages else None,
                     "spent_flops": sum(s["train_flops"] for s in new.values()),
