@@ -1,4 +1,4 @@
-"""`python -m reports.build run=FOLDER`: makes report.html again from the files of a run, and from nothing else."""
+"""`python -m reports.build run=FOLDER`: report.html, the tables and the model card again, from a run's files alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from reports import figures, page, results, several, stages
+from reports import card, figures, gains, page, results, several, stages
 from reports.front import COSTS
 
 SCHEMA = 1
@@ -23,7 +23,9 @@ _SEVERAL = ("config", "pairs", "machine")
 
 
 def build(run: Path) -> Path:
-    """Write report.html into the run folder, whole or not at all: one file that fetches nothing.
+    """Write report.html into the run folder, whole or not at all: one file that fetches nothing. Its path.
+
+    Of one pair, tables.md, tables.tex and MODEL_CARD.md are written before it.
 
     Raises:
         ValueError: the folder isn't a run, or one of its files is damaged or of another schema.
@@ -37,6 +39,8 @@ def build(run: Path) -> Path:
         )
     table = results.read(run)
     info = read_info(run)
+    gains.write(run, table, info)
+    card.write(run, table, info)
     files: dict[str, str | None] = {path.name: None for path in run.iterdir() if path.name[0] != "." and path.is_file()}
     if "best.yaml" in files:
         files["best.yaml"] = (run / "best.yaml").read_text(encoding="utf-8", errors="replace")
