@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -20,6 +21,8 @@ from smskd.recipe import ANCHORS, WEIGHTINGS, Stage, make
 from spaces import Menu
 
 COSTS = ("flops", "seconds", "params", "latency")
+# Each with the package that it needs, and what pip calls that.
+LOGGERS = {"tensorboard": ("tensorboardX",) * 2, "mlflow": ("mlflow", "mlflow-skinny"), "wandb": ("wandb",) * 2}
 PROTOCOLS = ("honest", "paper")
 SAMPLERS = ("exhaustive", "tpe", "nsga2", "random")
 # Fresh seeds of the confirmation stand this far from those of the search; two studies' seeds stand twice as far apart.
@@ -27,7 +30,7 @@ _SEED_STRIDE = 50_000
 # A space that compares systems gives each as many epochs as this many stages have.
 _COMPARISON_STAGES = 3
 # What decides a search's numbers; a run folder holds one search only. The rest may change when a run is taken up again.
-_FREE = ("protocol", "trials", "confirm", "cpus", "gpus", "address", "store", "out", "storage", "reopen_test")
+_FREE = ("protocol", "log", "trials", "confirm", "cpus", "gpus", "address", "store", "out", "storage", "reopen_test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,10 @@ class Config:
     cpus: float = cli.key(1.0, "CPU cores per trial")
     gpus: float | None = cli.key(None, "GPUs per trial, fractions allowed (default: 1 if there are any, else 0)")
     address: str | None = cli.key(None, "Ray cluster: auto, or ray://host:port (default: this machine alone)")
+    log: list[str] = dataclasses.field(
+        default_factory=lambda: ["tensorboard"],
+        metadata={"help": "scalars of each trial go to: " + ", ".join(LOGGERS) + "; [] for none"},
+    )
     store: str = cli.key("runs/store", "folder of finished stages, shared by runs")
     out: str | None = cli.key(
         None,
@@ -102,6 +109,14 @@ class Config:
         names.check("protocol", self.protocol, PROTOCOLS)
         if self.protocol == "paper" and self.confirm == 0:
             raise ValueError("protocol=paper is of the confirmation, so confirm >= 1 must hold, but got confirm=0")
+        for name in self.log:
+            package, distribution = LOGGERS[names.check("log", name, LOGGERS)]
+            if importlib.util.find_spec(package) is None:
+                raise ValueError(
+                    f"log=[{name}] needs {package}, which isn't here: python -m pip install {distribution}"
+                )
+        if len(set(self.log)) < len(self.log):
+            raise ValueError(f"log= names one twice: [{','.join(self.log)}]")
         if self.sampler is not None:
             names.check("sampler", self.sampler, SAMPLERS)
         if not self.methods:

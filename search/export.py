@@ -266,7 +266,7 @@ def _of_pt2(content: bytes) -> Any:
 
 
 def _of_onnx(content: bytes) -> Any:
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
     import torch
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

@@ -122,6 +122,7 @@ class Session:
             "epochs_total": self.config.epochs_total,
             "latency": self.config.cost == "latency",
             "protocol": self.config.protocol,
+            "log": bool(self.config.log),
         }
         return searcher.Bench(settings=settings, digest=self._teacher_digest, meet=self._meet)
 
