@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,12 @@ _NAME_CHARACTERS = 100
 class Training:
     """One recipe with one seed, as much like a trial of Tune's as its callbacks look at.
 
-    trial_id: the same each time this training runs for this run folder. config: its hyperparameters.
+    trial_id: the same each time this training runs for this run folder. place: recipe and seed, as a path. local_path:
+    where a logger works. config: its hyperparameters.
     """
 
     trial_id: str
-    name: str
+    place: str
     local_path: str
     experiment_dir_name: str
     config: Mapping[str, Any]
@@ -44,7 +45,7 @@ class Training:
     def of(cls, folder: Path, config: Mapping[str, Any]) -> Training:
         """Of a trial's config, as search.trainable has it."""
         recipe, seed = parse(config["recipe"]), config["seed"]
-        place = f"{recipe.notation.replace('>', '-')[:_NAME_CHARACTERS]}-{recipe.id}"
+        name = recipe.notation.replace(">", "-")[:_NAME_CHARACTERS]
         told = {
             "recipe": recipe.notation, "recipe_id": recipe.id, "n_stages": len(recipe.stages), **recipe.settings,
             **{key: config["pipeline"][key] for key in ("pair", "data")},
@@ -52,8 +53,8 @@ class Training:
         }  # fmt: skip
         return cls(
             trial_id=hashlib.sha256(f"{folder}\0{recipe.id}\0{seed}".encode()).hexdigest()[:16],
-            name=f"{place}, seed {seed}",
-            local_path=str(folder / "tensorboard" / place / f"seed-{seed}"),
+            place=f"{name}-{recipe.id}/seed-{seed}",
+            local_path=str(folder),
             experiment_dir_name=folder.name,
             config=told,
         )
@@ -68,7 +69,7 @@ class Training:
         Path(self.local_path).mkdir(parents=True)
 
     def __str__(self) -> str:
-        return self.name
+        return self.place
 
 
 class Loggers(tune.Callback):
@@ -87,7 +88,8 @@ class Loggers(tune.Callback):
         """
         self._folders, self._say = folders, say
         self._loggers = {pair: {name: _made(name, folder) for name in log} for pair, folder in folders.items()}
-        self._trainings: dict[str, Any] = {}  # a Training, where Ray's types say Trial
+        # by trial, then logger; a Training, where Ray's types say Trial
+        self._trainings: dict[str, dict[str, Any]] = {}
         for loggers in self._loggers.values():
             for name, logger in loggers.items():
                 try:
@@ -100,16 +102,20 @@ class Loggers(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        folder = self._folders[trial.config["pipeline"]["pair"]]
-        training = self._trainings.setdefault(trial.trial_id, Training.of(folder, trial.config))
-        self._each(trial, lambda logger: logger.log_trial_start(training))
+        pair = trial.config["pipeline"]["pair"]
+        training = Training.of(self._folders[pair], trial.config)
+        if trial.trial_id not in self._trainings:  # else its worker died, and it begins anew
+            own = {"tensorboard": str(self._folders[pair] / "tensorboard" / training.place)}
+            self._trainings[trial.trial_id] = {
+                name: replace(training, local_path=own.get(name, training.local_path)) for name in self._loggers[pair]
+            }
+        self._each(trial, lambda logger, training: logger.log_trial_start(training))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        training = self._trainings[trial.trial_id]
         for told in steps(result):
-            self._each(trial, functools.partial(_log, training=training, told=told))
+            self._each(trial, functools.partial(_log, told=told))
         if "outcome" in result:
             self._end(trial, failed="val_accuracy" not in result)
 
@@ -122,24 +128,24 @@ class Loggers(tune.Callback):
                 self._try(pair, name, lambda logger: logger.on_experiment_end(trials, **info))
 
     def _end(self, trial: Any, *, failed: bool) -> None:
-        training = self._trainings.pop(trial.trial_id, None)
-        if training is not None:
-            self._each(trial, lambda logger: logger.log_trial_end(training, failed=failed))
+        if trial.trial_id in self._trainings:
+            self._each(trial, lambda logger, training: logger.log_trial_end(training, failed=failed))
+            del self._trainings[trial.trial_id]
 
-    def _each(self, trial: Any, act: Callable[[LoggerCallback], None]) -> None:
+    def _each(self, trial: Any, act: Callable[[LoggerCallback, Any], None]) -> None:
         pair = trial.config["pipeline"]["pair"]
         for name in list(self._loggers[pair]):
-            self._try(pair, name, act)
+            self._try(pair, name, act, self._trainings[trial.trial_id][name])
 
-    def _try(self, pair: str, name: str, act: Callable[[LoggerCallback], None]) -> None:
+    def _try(self, pair: str, name: str, act: Callable[..., None], *told: Any) -> None:
         try:
-            act(self._loggers[pair][name])
+            act(self._loggers[pair][name], *told)
         except Exception as error:  # a full disk, a server that is gone: no reason to end a search
             del self._loggers[pair][name]
             self._say(f"log=[{name}] has ended, the search goes on: {type(error).__name__}: {error}")
 
 
-def _log(logger: LoggerCallback, *, training: Any, told: dict[str, Any]) -> None:
+def _log(logger: LoggerCallback, training: Any, *, told: dict[str, Any]) -> None:
     logger.log_trial_result(told["training_iteration"], training, told)
 
 

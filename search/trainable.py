@@ -59,9 +59,8 @@ def train(config: dict[str, Any]) -> None:
         place.update(stage=min(number + 1, stages_wanted), epoch=0, val_accuracy=result.val_accuracy)
         if not result.trained:
             place["reused"] = number
-        if config["log"]:
-            losses = json.dumps([dict(epoch) for epoch in result.losses])
-            tune.report(place | _scalars(finished) | {"losses": losses})
+        if config["log"] and number < stages_wanted:  # the last one's go with the outcome
+            tune.report(place | _scalars(finished))
 
     try:
         prepared = pipeline.prepare(**config["pipeline"], on_epoch=functools.partial(on_epoch, 0))
@@ -111,4 +110,5 @@ def _scalars(finished: Sequence[pipeline.StageResult]) -> dict[str, Any]:
         "device_seconds": sum(result.device_seconds for result in finished),
         "agreement_teacher": last.kept.agreement_teacher,
         "agreement_previous": last.kept.agreement_previous,
+        "losses": json.dumps([dict(epoch) for epoch in last.losses]),
     }
