@@ -1,6 +1,6 @@
-"""`python -m reports.build run=FOLDER`: makes report.html again from the files of a run, and from nothing else.
+"""`python -m reports.build run=FOLDER`: the page, the tables and the model card again, from a run's files alone.
 
-`figures=[png,svg,pdf]` writes its figures into FOLDER/figures too.
+`figures=[png,svg,pdf]` writes the page's figures into FOLDER/figures too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from reports import export, figures, page, results, several, stages
+from reports import card, export, figures, gains, page, results, several, stages
 from reports.front import COSTS, LIMITS
 
 SCHEMA = 1
@@ -28,7 +28,9 @@ _AGAIN = "run the same search command again: it writes the file anew"
 
 
 def build(run: Path, formats: Sequence[str] = ()) -> Path:
-    """Write report.html into the run folder, whole or not at all: one file that fetches nothing.
+    """Write report.html into the run folder, whole or not at all: one file that fetches nothing. Its path.
+
+    Of one pair, tables.md, tables.tex and MODEL_CARD.md are written before it.
 
     stages.html comes beside it where stages.csv has something to show. formats: of export.FORMATS, in which the figures
     are written into the folder `figures`.
@@ -46,6 +48,8 @@ def build(run: Path, formats: Sequence[str] = ()) -> Path:
     table = results.read(run)
     info = read_info(run)
     by_stage = stages.read(run)
+    gains.write(run, table, info)
+    card.write(run, table, info)
     files: dict[str, str | None] = {path.name: None for path in run.iterdir() if path.name[0] != "." and path.is_file()}
     if "best.yaml" in files:
         files["best.yaml"] = (run / "best.yaml").read_text(encoding="utf-8", errors="replace")

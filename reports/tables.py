@@ -50,11 +50,11 @@ class Table:
 
 def markdown(title: str, tables: Sequence[Table]) -> str:
     """A page of Markdown; every text is escaped."""
-    parts = [f"# {_escape(title, _MARKDOWN)}"]
+    parts = [f"# {markdown_text(title)}"]
     for table in tables:
-        parts += [f"## {_escape(table.title, _MARKDOWN)}", _escape(table.head, _MARKDOWN)]
-        parts += [_markdown_grid(grid) for grid in (table.measured, table.claims)]
-        parts += [_escape(remark, _MARKDOWN) for remark in table.remarks]
+        parts += [f"## {markdown_text(table.title)}", markdown_text(table.head)]
+        parts += [markdown_grid(grid) for grid in (table.measured, table.claims) if grid.rows]
+        parts += [markdown_text(remark) for remark in table.remarks]
     return "\n\n".join(parts) + "\n"
 
 
@@ -65,8 +65,8 @@ def latex(tables: Sequence[Table]) -> str:
         caption = _escape(f"{table.title}. {table.head}", _LATEX)
         remarks = [f"\\par {_escape(remark, _LATEX)}" for remark in table.remarks]
         parts += ["\\begin{table}[p]", "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}"]
-        parts += [f"\\caption{{{caption}}}", _latex_grid(table.measured), "\\par\\medskip", _latex_grid(table.claims)]
-        parts += [*remarks, "\\end{table}", ""]
+        grids = [_latex_grid(grid) for grid in (table.measured, table.claims) if grid.rows]
+        parts += [f"\\caption{{{caption}}}", "\n\\par\\medskip\n".join(grids), *remarks, "\\end{table}", ""]
     return "\n".join(parts)
 
 
@@ -76,7 +76,13 @@ def _escape(text: str, characters: Mapping[str, str]) -> str:
     return "".join(characters.get(character, character) for character in one_line)
 
 
-def _markdown_grid(grid: Grid) -> str:
+def markdown_text(text: str) -> str:
+    """A text that Markdown shows as it is, in one line."""
+    return _escape(text, _MARKDOWN)
+
+
+def markdown_grid(grid: Grid) -> str:
+    """A table of Markdown; every text is escaped."""
     lines = [[_escape(cell, _MARKDOWN) for cell in row] for row in (grid.header, *grid.rows)]
     lines.insert(1, ["---:" if align == "r" else "---" for align in grid.align])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

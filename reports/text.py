@@ -12,6 +12,7 @@ from reports.statistics import Gain
 
 NONE = "–"  # noqa: RUF001 (en dash: not measured, or without effect)
 MINUS, TIMES = "−", "×"  # noqa: RUF001 (what a reader expects in a printed number)
+_PREFIXES = {10**3: "k", 10**6: "M", 10**9: "G", 10**12: "T", 10**15: "P", 10**18: "E"}
 WEIGHTINGS = {"fixed": "fixed λ", "tcp": "TCP, top class", "tcp_true": "TCP, true class"}
 
 
@@ -46,6 +47,20 @@ def settings(row: Mapping[Any, Any]) -> str:
         return "no anchor"
     kind = "" if row["anchor"] == "reference" else f", {row['anchor']}"
     return f"λ {row['lambda_base']:g}, {WEIGHTINGS.get(row['weighting'], row['weighting'])}{kind}"
+
+
+def cost_text(cost: str, value: Any) -> str:
+    """A cost (a key of reports.front.COSTS) with its unit, as people say it."""
+    if not known(value):
+        return NONE
+    if cost == "seconds":
+        return duration(value)
+    if cost == "latency":
+        return f"{number(float(value))} ms"
+    step = max((step for step in _PREFIXES if value >= step), default=1)
+    unit = {"flops": "FLOP", "params": "parameters"}[cost]
+    space = " " if cost == "params" and step > 1 else ""
+    return f"{number(float(value) / step)} {_PREFIXES.get(step, '')}{space}{unit}"
 
 
 def plural(n: int, noun: str) -> str:

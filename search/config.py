@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -20,6 +21,9 @@ from smskd.recipe import ANCHORS, WEIGHTINGS, Stage, make
 from spaces import Menu
 
 COSTS = ("flops", "seconds", "params", "latency")
+# Each with the package that it needs, and what pip calls that.
+LOGGERS = {"tensorboard": ("tensorboardX",) * 2, "mlflow": ("mlflow", "mlflow-skinny"), "wandb": ("wandb",) * 2}
+PROTOCOLS = ("honest", "paper")
 SAMPLERS = ("exhaustive", "tpe", "nsga2", "random")
 # Fresh seeds of the confirmation stand this far from those of the search; two studies' seeds stand twice as far apart.
 _SEED_STRIDE = 50_000
@@ -27,16 +31,7 @@ _SEED_STRIDE = 50_000
 _COMPARISON_STAGES = 3
 # What decides a search's numbers; a run folder holds one search only. The rest may change when a run is taken up again.
 _FREE = (
-    "trials",
-    "confirm",
-    "cpus",
-    "gpus",
-    "address",
-    "store",
-    "out",
-    "storage",
-    "reopen_test",
-    "box",
+    *("protocol", "log", "trials", "confirm", "cpus", "gpus", "address", "store", "out", "storage", "reopen_test", "box"),
 )
 
 
@@ -70,6 +65,11 @@ class Config:
     )
     seeds: int = cli.key(3, "seeds per recipe in the search")
     confirm: int = cli.key(5, "fresh seeds for each member of the front, on the test split; 0: leave that out")
+    protocol: str = cli.key(
+        "honest",
+        "of the confirmation: honest, or paper, which also looks at the test split after every epoch and records the "
+        "best, in a column that nothing is chosen by",
+    )
     seed: int = cli.key(0, "of the whole study; another one draws everything anew")
     trials: int | None = cli.key(None, "how many recipes at most (default: all of a finite space, else 40)")
     sampler: str | None = cli.key(
@@ -88,6 +88,10 @@ class Config:
     cpus: float = cli.key(1.0, "CPU cores per trial")
     gpus: float | None = cli.key(None, "GPUs per trial, fractions allowed (default: 1 if there are any, else 0)")
     address: str | None = cli.key(None, "Ray cluster: auto, or ray://host:port (default: this machine alone)")
+    log: list[str] = dataclasses.field(
+        default_factory=lambda: ["tensorboard"],
+        metadata={"help": "scalars of each trial go to: " + ", ".join(LOGGERS) + "; [] for none"},
+    )
     store: str = cli.key("runs/store", "folder of finished stages, shared by runs")
     out: str | None = cli.key(
         None,
@@ -114,6 +118,17 @@ class Config:
         object.__setattr__(self, "pair", self.networks.name)
         datasets.check(self.data, data_dir=self.data_dir, image_size=self.image_size)
         names.check("cost", self.cost, COSTS)
+        names.check("protocol", self.protocol, PROTOCOLS)
+        if self.protocol == "paper" and self.confirm == 0:
+            raise ValueError("protocol=paper is of the confirmation, so confirm >= 1 must hold, but got confirm=0")
+        for name in self.log:
+            package, distribution = LOGGERS[names.check("log", name, LOGGERS)]
+            if importlib.util.find_spec(package) is None:
+                raise ValueError(
+                    f"log=[{name}] needs {package}, which isn't here: python -m pip install {distribution}"
+                )
+        if len(set(self.log)) < len(self.log):
+            raise ValueError(f"log= names one twice: [{','.join(self.log)}]")
         if self.sampler is not None:
             names.check("sampler", self.sampler, SAMPLERS)
         if not self.methods:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -15,12 +16,15 @@ import pandas as pd
 
 from reports import front, results
 from reports.recipe_file import recipe_yaml
+from search import export
 from search.config import Config, cores
 from search.study import Record
 from smskd.recipe import Recipe
 from smskd.store import Store
 
 Settled = Mapping[str, tuple[Recipe, list[Record]]]
+# of the data set, what it takes to give the student an image; studies of before have no moments
+_OF_IMAGES = ("classes", "channels", "height", "width", "mean", "std", "pixels")
 _PACKAGES = ("torch", "torchvision", "ray", "optuna", "pandas")
 
 
@@ -52,6 +56,7 @@ def rows(config: Config, bench: Mapping[str, Any], search: Settled, confirm: Set
                     "error": record["error"],
                     "val_accuracy": stages[-1]["val_accuracy"] if stages else None,
                     "test_accuracy": record["test_accuracy"],
+                    "test_best_accuracy": record.get("test_best_accuracy") if config.protocol == "paper" else None,
                     "train_flops": sum(s["train_flops"] for s in stages) if stages else None,
                     "device_seconds": sum(s["device_seconds"] for s in stages) if stages else None,
                     "spent_flops": sum(s["train_flops"] for s in new.values()),
@@ -170,13 +175,14 @@ def _ordered(settled: Settled) -> Iterable[tuple[Recipe, Record]]:
 def _write_student(config: Config, bench: Mapping[str, Any], recipe: Recipe, record: Record) -> None:
     """The winner's student, of the seed that does best on validation, and what it takes to load it."""
     key = record["stages"][-1]["key"]
-    place = config.folder / "student.safetensors"
-    note = config.folder / "student.json"
-    if place.is_file() and note.is_file() and json.loads(note.read_text()).get("key") == key:
+    place, note = config.folder / export.WEIGHTS, config.folder / export.NOTE
+    if _is_there(place, note, key):
         return
     verified = Store(Path(config.store)).verified(key)
     if verified is None:
         return  # somebody emptied the store: the student of an earlier writing stays, if there is one
+    for of_another in (export.PT2, export.ONNX):
+        (config.folder / of_another).unlink(missing_ok=True)
     results.write_atomically(place, verified[1])
     told = {
         "network": bench["student"]["name"],
@@ -184,11 +190,21 @@ def _write_student(config: Config, bench: Mapping[str, Any], recipe: Recipe, rec
         "seed": record["seed"],
         "val_accuracy": record["stages"][-1]["val_accuracy"],
         "key": key,
-        **{name: bench["dataset"][name] for name in ("classes", "channels", "height", "width")},
+        "sha256": verified[0]["weights"],
+        **{k: v for k in _OF_IMAGES if (v := bench["dataset"].get(k)) is not None},
         "data": config.data,
         "data_fingerprint": bench["dataset"]["fingerprint"],
     }
     results.write_atomically(note, json.dumps(told, indent=1).encode())
+
+
+def _is_there(weights: Path, note: Path, key: str) -> bool:
+    """Whether the files of this student are there, and whole."""
+    try:
+        told = json.loads(note.read_bytes())
+        return bool(told["key"] == key and told["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _cpu() -> str:

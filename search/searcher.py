@@ -274,10 +274,12 @@ def fit(
     gpus: float,
     progress: Progress,
     on_end: Callable[[Job, Record, int], None],
+    callbacks: Sequence[tune.Callback] = (),
 ) -> None:
     """Run all jobs of a source to their end. Ray is initialised.
 
-    benches: as in QueueSearcher. on_end: called with each job, its record, and how many stages it trained.
+    benches: as in QueueSearcher. on_end: called with each job, its record, and how many stages it trained. callbacks:
+    told of Tune's trials, as search.loggers are.
 
     Ray's memory monitor and a lost head end a whole fit(). A fresh one then goes on with the jobs that ran, a bounded
     number of times.
@@ -298,7 +300,7 @@ def fit(
                     run_config=tune.RunConfig(
                         storage_path=scratch,
                         failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
-                        callbacks=[_Relay(progress)],
+                        callbacks=[_Relay(progress), *callbacks],
                         verbose=0,
                     ),
                 ).fit()

@@ -23,6 +23,7 @@ from search.study import Record
 from smskd.store import Store
 
 if TYPE_CHECKING:
+    from search.loggers import Loggers
     from search.searcher import Job, Source
 
 
@@ -62,8 +63,9 @@ class Search:
             ValueError: the cluster can't be reached, or hasn't the cores or GPUs for one trial.
             RuntimeError: data or a teacher can't be had, or aren't those that the run began with; or nothing finished.
         """
-        from search import searcher
+        from search import loggers, searcher
 
+        log = [loggers.Loggers(self._first.log, {s.pair: s.config.folder for s in self.sessions}, self._say)]
         with searcher.cluster(self._first.address):
             gpus = searcher.gpus_per_trial(self._first)
             if not all(session.met for session in self.sessions):
@@ -74,7 +76,7 @@ class Search:
             for phase in ("search", "confirm"):
                 sources = {s.pair: source for s in self.sessions if (source := s.source(phase)) is not None}
                 if sources:
-                    self._fit(phase, sources, gpus)
+                    self._fit(phase, sources, gpus, log if self._first.log else [])
         if not any(session.met for session in self.sessions):
             causes = set[str]().union(*(session.causes for session in self.sessions))
             raise RuntimeError(f"nothing finished: {'; '.join(sorted(causes))}")
@@ -113,7 +115,10 @@ class Search:
         refusals = [named.format(session.pair) + session.refusal for session in self.sessions if session.refusal]
         return "; ".join(refusals) or None
 
-    def _fit(self, phase: str, sources: Mapping[str, Source], gpus: float) -> None:
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def _fit(self, phase: str, sources: Mapping[str, Source], gpus: float, log: Sequence[Loggers]) -> None:
         from search import searcher
 
         many = len(self.sessions) > 1
@@ -143,6 +148,7 @@ class Search:
                 gpus=gpus,
                 progress=progress,
                 on_end=ended,
+                callbacks=log,
             )
 
 

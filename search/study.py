@@ -57,6 +57,7 @@ class Record(TypedDict):
     stages: list[StageRecord]
     test_accuracy: float | None
     extra_teacher_flops: NotRequired[float]
+    test_best_accuracy: NotRequired[float | None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
 if TYPE_CHECKING:
     from search.study import Record
+    from smskd import pipeline
 
 _REPORT_EVERY_S = 1.0
 
@@ -40,6 +43,7 @@ def train(config: dict[str, Any]) -> None:
     place: dict[str, Any] = {"stage": 1, "epoch": 0, "epochs": 0, "val_accuracy": None, "reused": 0}
     told = time.monotonic()
     trained = 0
+    finished: list[pipeline.StageResult] = []
 
     def on_epoch(stage: int, epoch: int, epochs: int) -> None:
         nonlocal told
@@ -51,9 +55,12 @@ def train(config: dict[str, Any]) -> None:
     def on_stage(number: int, result: pipeline.StageResult) -> None:
         nonlocal trained
         trained += result.trained
+        finished.append(result)
         place.update(stage=min(number + 1, stages_wanted), epoch=0, val_accuracy=result.val_accuracy)
         if not result.trained:
             place["reused"] = number
+        if config["log"] and number < stages_wanted:  # the last one's go with the outcome
+            tune.report(place | _scalars(finished))
 
     try:
         prepared = pipeline.prepare(**config["pipeline"], on_epoch=functools.partial(on_epoch, 0))
@@ -67,20 +74,42 @@ def train(config: dict[str, Any]) -> None:
     try:
         result = pipeline.run(
             recipe, seed=seed, epochs=config["epochs"], epochs_total=config["epochs_total"], on_stage=on_stage,
-            on_epoch=on_epoch, **config["pipeline"],
+            on_epoch=on_epoch, test_each_epoch=config["test"] and config["protocol"] == "paper", **config["pipeline"],
         )  # fmt: skip
         named = ("key", "val_accuracy", "train_flops", "device_seconds", "anchor_weights")
         stages: Any = [{k: getattr(s, k) for k in named} | asdict(s.kept) for s in result.stages]
         record = {
             "seed": seed, "status": "complete", "error": None, "params": result.params, "stages": stages,
             "test_accuracy": pipeline.test_accuracy(result, prepared) if config["test"] else None,
-            "extra_teacher_flops": result.extra_teacher_flops,
+            "extra_teacher_flops": result.extra_teacher_flops, "test_best_accuracy": result.test_best_accuracy,
         }  # fmt: skip
     except Exception as error:  # whatever it is, it is this trial's result, with its cause
         where = f"stage {place['stage']} of {stages_wanted}"
         record = failure(seed, f"{where}: {type(error).__name__}: {error}")
-    _report({"record": record, "trained": trained, "teacher": prepared.teacher_digest, "bench": described})
+    scalars: dict[str, Any] = {}
+    if record["status"] == "complete":
+        of_test = {k: v for k in ("test_accuracy", "test_best_accuracy") if (v := record.get(k)) is not None}
+        scalars = _scalars(finished) | of_test
+    outcome = {"record": record, "trained": trained, "teacher": prepared.teacher_digest, "bench": described}
+    _report(outcome, scalars)
 
 
-def _report(outcome: dict[str, Any]) -> None:
-    tune.report({"outcome": json.dumps(outcome)})  # as text, since Tune flattens what it is given
+def _report(outcome: dict[str, Any], scalars: Mapping[str, Any] = MappingProxyType({})) -> None:
+    # as text, since Tune flattens what it is given
+    tune.report({"outcome": json.dumps(outcome), **scalars})
+
+
+def _scalars(finished: Sequence[pipeline.StageResult]) -> dict[str, Any]:
+    """What there is to plot of the stages so far: costs of all of them, the rest of the last one."""
+    last = finished[-1]
+    return {
+        "stages_done": len(finished),
+        "epochs_done": sum(len(result.losses) for result in finished),
+        "val_accuracy": last.val_accuracy,
+        "error": 1 - last.val_accuracy,
+        "train_flops": sum(result.train_flops for result in finished),
+        "device_seconds": sum(result.device_seconds for result in finished),
+        "agreement_teacher": last.kept.agreement_teacher,
+        "agreement_previous": last.kept.agreement_previous,
+        "losses": json.dumps([dict(epoch) for epoch in last.losses]),
+    }

@@ -1,0 +1,196 @@
+"""The front and what its members gain over the baseline, as tables.md and tables.tex of a run have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from reports.front import COSTS, objectives, summarise, winner
+from reports.results import write_atomically
+from reports.statistics import Gain, front_probability, holm, paired_gain, pooled_sd
+from reports.tables import Grid, Table, latex, markdown
+from reports.text import NONE, cost_text, display, known, percent, plural, points, settings
+
+SPLITS = {"test": ("confirm", "test_accuracy"), "validation": ("search", "val_accuracy")}
+LEVEL = 0.05
+_COST_NAMES = {
+    **{"flops": "training cost", "seconds": "training time", "params": "size", "latency": "inference time"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Over:
+    """A front member's gain over the baseline on one split.
+
+    adjusted: Holm's p value over the members compared on that split, None with one pair of seeds. verdict: `above` or
+    `below` where it is under LEVEL, else `unclear`.
+    """
+
+    recipe_id: str
+    split: str
+    gain: Gain
+    adjusted: float | None
+    verdict: str
+
+
+def baseline(summary: pd.DataFrame) -> str | None:
+    """What gains are over: the recipe of one stage of `kd`, else the cheapest of one stage; None if there is none."""
+    single = summary[summary["n_stages"] == 1]
+    of_kd = single[single["recipe"] == "kd"]
+    ids = (of_kd if len(of_kd) else single)["recipe_id"].tolist()
+    return str(ids[0]) if ids else None
+
+
+def gains(results: pd.DataFrame, summary: pd.DataFrame) -> list[Over]:
+    """Gains of the front's members over the baseline, paired by seed: on test, then on validation.
+
+    summary: as reports.front.summarise makes it of the same results.
+    """
+    base = baseline(summary)
+    members = [of for of in summary.loc[summary["front"], "recipe_id"] if of != base]
+    out: list[Over] = []
+    for split, (phase, column) in SPLITS.items():
+        rows = results[(results["phase"] == phase) & (results["status"] == "complete") & results[column].notna()]
+        seeds = {of: dict(zip(own["seed"], own[column], strict=True)) for of, own in rows.groupby("recipe_id")}
+        found = [(of, paired_gain(seeds.get(of, {}), seeds.get(base, {}))) for of in members]
+        paired = [(of, gain) for of, gain in found if gain is not None]
+        adjusted = iter(holm([gain.p for _, gain in paired if gain.p is not None]))
+        for of, gain in paired:
+            p = None if gain.p is None else next(adjusted)
+            sure = p is not None and p < LEVEL
+            verdict = ("above" if gain.mean > 0 else "below") if sure else "unclear"
+            out.append(Over(recipe_id=of, split=split, gain=gain, adjusted=p, verdict=verdict))
+    return out
+
+
+def on_front(results: pd.DataFrame, summary: pd.DataFrame, costs: Sequence[str]) -> dict[str, float]:
+    """P(front) of each recipe that keeps to the limits, by id; empty where no recipe has two seeds."""
+    allowed = summary[summary["feasible"]]
+    search = results[(results["phase"] == "search") & results["recipe_id"].isin(summary["recipe_id"])]
+    spread = pooled_sd(values.tolist() for _, values in search.groupby("recipe_id")["val_accuracy"])
+    if spread.sd is None or allowed.empty:
+        return {}
+    columns = [COSTS[cost] for cost in costs]
+    found = front_probability(
+        allowed["val_accuracy"].to_numpy(), allowed[columns].to_numpy(float), spread, allowed["seeds"].tolist()
+    )
+    return dict(zip(allowed["recipe_id"], found.tolist(), strict=True))
+
+
+def table(results: pd.DataFrame, info: Mapping[str, Any]) -> Table:
+    """The front with the baseline, and the gains. info: run.json.
+
+    Raises:
+        ValueError: as reports.front.summarise.
+    """
+    costs, limits = objectives(info)
+    summary = summarise(results, costs, limits)
+    by_id = summary.set_index("recipe_id", drop=False)
+    base, best = baseline(summary), winner(summary)
+    chances = on_front(results, summary, costs)
+    shown = summary[summary["front"] | (summary["recipe_id"] == base)]
+    rows = []
+    for row in shown.to_dict("records"):
+        of = row["recipe_id"]
+        marks = [name for name, which in (("winner", best), ("baseline", base)) if of == which]
+        test = (percent(row["test_accuracy"], row["test_half_width"]), str(row["confirm_seeds"]), _held(row["holds"]))
+        rows.append(
+            (
+                row["letter"] or NONE,
+                display(row["recipe"]) + (f" ({', '.join(marks)})" if marks else ""),
+                settings(row) + (f", {row['teachers']} teachers" if row["teachers"] > 1 else ""),
+                percent(row["val_accuracy"], row["val_half_width"]),
+                str(row["seeds"]),
+                f"{chances[of]:.2f}" if of in chances else NONE,
+                *(test if known(row["test_accuracy"]) else (NONE, NONE, NONE)),
+                *(cost_text(cost, row[COSTS[cost]]) for cost in costs),
+            )
+        )
+    judged = gains(results, summary)
+    compared = [
+        (
+            by_id.loc[one.recipe_id, "letter"],
+            display(by_id.loc[one.recipe_id, "recipe"]),
+            one.split,
+            points(one.gain),
+            str(one.gain.pairs),
+            f"{one.gain.wins:.2f}",
+            _p(one.gain.p),
+            _p(one.adjusted),
+            one.verdict,
+        )
+        for one in judged
+    ]
+    over = "" if base is None else f" over {display(by_id.loc[base, 'recipe'])}, in points"
+    return Table(
+        title=f"{info['teacher'].get('name', NONE)} → {info['student'].get('name', NONE)} on "
+        f"{info['dataset'].get('name', NONE)}: the front",
+        head=_head(results, summary, info),
+        measured=Grid(
+            header=(
+                *("", "recipe", "anchor", "validation, %", "seeds", "P(front)", "test, %", "fresh seeds", "held"),
+                *(_COST_NAMES[cost] for cost in costs),
+            ),
+            align="lppr" + "rrrrl" + "r" * len(costs),
+            rows=tuple(rows),
+        ),
+        claims=Grid(
+            header=("", "recipe", "split", f"gain{over}", "seeds", "P(A > B)", "p", "p, Holm", "verdict"),
+            align="lplrrrrrl",
+            rows=tuple(compared),
+        ),
+        remarks=_remarks(judged, bool(chances)),
+        judged=len(judged),
+    )
+
+
+def _held(value: Any) -> str:
+    return NONE if not known(value) else "yes" if value else "no"
+
+
+def _p(value: float | None) -> str:
+    return NONE if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _head(results: pd.DataFrame, summary: pd.DataFrame, info: Mapping[str, Any]) -> str:
+    if summary.empty:
+        return "No recipe has finished."
+    text = (
+        f"{plural(len(summary), 'recipe')}, chosen on validation. Accuracies are means with their 95 % t interval, the "
+        "standard deviation pooled over recipes."
+    )
+    if summary["val_half_width"].isna().all():
+        text += " One seed a recipe: there are no intervals on validation."
+    if summary["test_accuracy"].isna().all():
+        return f"{text} The test split was not opened."
+    text += " Test: the last epoch of trainings with fresh seeds, after the front was frozen."
+    if info["confirm"].get("reopened") is True:
+        text += " The test split was opened more than once, for a front that had changed, which flatters."
+    return text
+
+
+def _remarks(judged: Sequence[Over], chances: bool) -> tuple[str, ...]:
+    marks = []
+    if chances:
+        marks.append(
+            "P(front): how often a recipe is on the front when all means on validation are redrawn with the pooled "
+            "standard deviation (parametric bootstrap)."
+        )
+    if judged:
+        marks.append(
+            "Gains are differences paired by seed, with a 95 % t interval of their own; P(A > B) is the share of seeds "
+            "that the recipe wins. The verdict goes by Holm's p value over the members on one split, at "
+            f"{LEVEL:g}. Recipes of more stages are trained for longer."
+        )
+    return tuple(marks)
+
+
+def write(run: Path, results: pd.DataFrame, info: Mapping[str, Any]) -> None:
+    """Write tables.md and tables.tex into a run folder, each whole or not at all."""
+    made = table(results, info)
+    for name, text in (("tables.md", markdown("Tables of a run", [made])), ("tables.tex", latex([made]))):
+        write_atomically(run / name, text.encode("utf-8", errors="replace"))
