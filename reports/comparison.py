@@ -1,4 +1,4 @@
-"""Gains of the front over the baseline, paired by seed, with Holm's verdicts, for the page. No HTML here."""
+"""What the page says of the gains over the baseline, and of what its run could have shown. No HTML here."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import pandas as pd
 
+from reports.gains import LEVEL, SPLITS, Over, gains, p_text
 from reports.recipes import Row, label_of, name_of
-from reports.statistics import LEVEL, Gain, Pooled, detectable_difference, holm, paired_gain, pooled_sd
-from reports.text import NONE, known, plural, points
+from reports.statistics import Pooled, detectable_difference, pooled_sd
+from reports.text import known, plural, points
 
 # Points within which a gain makes no difference in practice: about what another seed does to one training of a ResNet
 # on CIFAR-100. Our choice, the same for every run, so that a noisy run can't widen it.
 INDIFFERENCE = 0.2
-SPLITS = {"test": ("confirm", "test_accuracy"), "validation": ("search", "val_accuracy")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,40 +33,14 @@ class Detectable:
         return f"{self.points:.2f} points on {self.split} ({seeds} each, sd {self.sd:.2f})"
 
 
-def baseline(rows: Sequence[Row]) -> Row | None:
-    """What the front is compared with: `kd` in one stage, else the cheapest recipe of one stage, if there is one."""
-    single = [row for row in rows if row["n_stages"] == 1]
-    return next((row for row in single if row["recipe"] == "kd"), next(iter(single), None))
-
-
-def gains(results: pd.DataFrame, rows: Sequence[Row], base: Row | None) -> list[dict[str, Any]]:
+def entries(results: pd.DataFrame, summary: pd.DataFrame, rows: Mapping[str, Row]) -> list[dict[str, Any]]:
     """The gain of each front member over the baseline, the most expensive first, on test and on validation.
 
-    Holm's correction is over the recipes that a split could have shown as better: of all that were searched on
-    validation, where the front was chosen from them, and of the confirmed front members on test.
+    rows: of the summary, by id.
     """
-    if base is None:
-        return []
-    out = []
-    for split, (phase, column) in SPLITS.items():
-        scores = _by_seed(results, phase, column)
-        family = [row for row in rows if row["recipe_id"] != base["recipe_id"]]
-        if split == "test":
-            family = [row for row in family if row["letter"]]
-        found = {
-            row["recipe_id"]: gain
-            for row in family
-            if (gain := paired_gain(scores.get(row["recipe_id"], {}), scores.get(base["recipe_id"], {}))) is not None
-        }
-        p_values = {of: gain.p for of, gain in found.items() if gain.p is not None}
-        adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-        out += [
-            _entry(row, split, found[row["recipe_id"]], adjusted.get(row["recipe_id"]), len(adjusted))
-            for row in reversed(family)
-            if row["letter"] and row["recipe_id"] in found
-        ]
-    order = {row["recipe_id"]: place for place, row in enumerate(rows)}
-    return sorted(out, key=lambda gain: -order[gain["id"]])
+    order = {recipe_id: place for place, recipe_id in enumerate(rows)}
+    found = gains(results, summary)
+    return [_entry(rows[one.recipe_id], one) for one in sorted(found, key=lambda one: -order[one.recipe_id])]
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -140,41 +114,34 @@ def notes(
     power = f"Smallest difference of two recipes seen with 80 % power: {'; '.join(map(str, seen))}." if seen else ""
     return out | {
         "name": name,
-        "figure": f"{kinds}{bars}. Green: above 0 with Holm's p < {1 - LEVEL:.2f}. Grey: ±{INDIFFERENCE:g} points, "
+        "figure": f"{kinds}{bars}. Green: above 0 with Holm's p < {LEVEL:g}. Grey: ±{INDIFFERENCE:g} points, "
         "which make no difference in practice (our choice, the same for every run).",
-        "table": f"Differences seed by seed. {holm_over}P(A > B): share of the seeds on which the recipe is better than "
-        f"the baseline, ties half. {budget}{untested}{power}",
+        "table": f"Differences seed by seed. {holm_over}P(A > B): share of the seeds on which the recipe is better, "
+        f"ties half. {budget}{untested}{power}",
     }
 
 
-def _entry(row: Row, split: str, gain: Gain, p: float | None, family: int) -> dict[str, Any]:
-    half = gain.half_width
-    verdict = "unclear" if p is None or p >= 1 - LEVEL else "above" if gain.mean > 0 else "below"
-    seeds = plural(gain.pairs, "seed")
+def _entry(row: Row, one: Over) -> dict[str, Any]:
+    gain, half, p = one.gain, one.gain.half_width, one.adjusted
+    text = f"{points(gain)} points on {one.split} ({plural(gain.pairs, 'seed')})"
+    if p is not None:
+        text += f" · Holm's p {p_text(p)} · P(A > B) {gain.wins:.2f}"
     return {
         "id": row["recipe_id"],
         "letter": row["letter"],
         "name": name_of(row),
         "label": label_of(row),
-        "split": split,
+        "split": one.split,
         "gain": 100 * gain.mean,
         "low": None if half is None else 100 * (gain.mean - half),
         "high": None if half is None else 100 * (gain.mean + half),
         "pairs": gain.pairs,
         "p": p,
         "wins": gain.wins,
-        "family": family,
-        "verdict": verdict,
+        "family": one.family,
+        "verdict": one.verdict,
         "short": points(gain),
-        "p_text": NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
+        "p_text": p_text(p),
         "wins_text": f"{gain.wins:.2f}",
-        "text": f"{points(gain)} points on {split} ({seeds})",
+        "text": text,
     }
-
-
-def _by_seed(results: pd.DataFrame, phase: str, column: str) -> dict[str, dict[int, float]]:
-    rows = results[(results["phase"] == phase) & (results["status"] == "complete") & results[column].notna()]
-    out: dict[str, dict[int, float]] = {}
-    for recipe_id, seed, value in zip(rows["recipe_id"], rows["seed"], rows[column], strict=True):
-        out.setdefault(recipe_id, {})[seed] = value
-    return out

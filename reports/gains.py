@@ -26,7 +26,7 @@ _COST_NAMES = {
 class Over:
     """A front member's gain over the baseline on one split.
 
-    adjusted: Holm's p value over the members compared on that split, None with one pair of seeds. verdict: `above` or
+    adjusted: Holm's p value, None with one pair of seeds. family: over how many recipes that was. verdict: `above` or
     `below` where it is under LEVEL, else `unclear`.
     """
 
@@ -34,6 +34,7 @@ class Over:
     split: str
     gain: Gain
     adjusted: float | None
+    family: int
     verdict: str
 
 
@@ -48,22 +49,28 @@ def baseline(summary: pd.DataFrame) -> str | None:
 def gains(results: pd.DataFrame, summary: pd.DataFrame) -> list[Over]:
     """Gains of the front's members over the baseline, paired by seed: on test, then on validation.
 
-    summary: as reports.front.summarise makes it of the same results.
+    Holm's correction is over the recipes that could have been shown: on validation all that were searched, since the
+    front was chosen from them, on test the front's members. summary: as reports.front.summarise makes it of the same
+    results.
     """
     base = baseline(summary)
-    members = [of for of in summary.loc[summary["front"], "recipe_id"] if of != base]
+    members = summary.loc[summary["front"], "recipe_id"].tolist()
     out: list[Over] = []
     for split, (phase, column) in SPLITS.items():
         rows = results[(results["phase"] == phase) & (results["status"] == "complete") & results[column].notna()]
-        seeds = {of: dict(zip(own["seed"], own[column], strict=True)) for of, own in rows.groupby("recipe_id")}
-        found = [(of, paired_gain(seeds.get(of, {}), seeds.get(base, {}))) for of in members]
-        paired = [(of, gain) for of, gain in found if gain is not None]
-        adjusted = iter(holm([gain.p for _, gain in paired if gain.p is not None]))
-        for of, gain in paired:
-            p = None if gain.p is None else next(adjusted)
-            sure = p is not None and p < LEVEL
-            verdict = ("above" if gain.mean > 0 else "below") if sure else "unclear"
-            out.append(Over(recipe_id=of, split=split, gain=gain, adjusted=p, verdict=verdict))
+        seeds: dict[str, dict[int, float]] = {}
+        for of, seed, value in zip(rows["recipe_id"], rows["seed"], rows[column], strict=True):
+            seeds.setdefault(of, {})[seed] = value
+        family = members if split == "test" else summary["recipe_id"].tolist()
+        found = {of: paired_gain(seeds.get(of, {}), seeds.get(base or "", {})) for of in family if of != base}
+        p_values = {of: gain.p for of, gain in found.items() if gain is not None and gain.p is not None}
+        adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+        for of in members:
+            gain, p = found.get(of), adjusted.get(of)
+            if gain is None:
+                continue
+            verdict = ("above" if gain.mean > 0 else "below") if p is not None and p < LEVEL else "unclear"
+            out.append(Over(recipe_id=of, split=split, gain=gain, adjusted=p, family=len(adjusted), verdict=verdict))
     return out
 
 
@@ -119,8 +126,8 @@ def table(results: pd.DataFrame, info: Mapping[str, Any]) -> Table:
             points(one.gain),
             str(one.gain.pairs),
             f"{one.gain.wins:.2f}",
-            _p(one.gain.p),
-            _p(one.adjusted),
+            p_text(one.gain.p),
+            p_text(one.adjusted),
             one.verdict,
         )
         for one in judged
@@ -152,7 +159,8 @@ def _held(value: Any) -> str:
     return NONE if not known(value) else "yes" if value else "no"
 
 
-def _p(value: float | None) -> str:
+def p_text(value: float | None) -> str:
+    """A p value as printed."""
     return NONE if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -183,7 +191,8 @@ def _remarks(judged: Sequence[Over], chances: bool) -> tuple[str, ...]:
     if judged:
         marks.append(
             "Gains are differences paired by seed, with a 95 % t interval of their own; P(A > B) is the share of seeds "
-            "that the recipe wins. The verdict goes by Holm's p value over the members on one split, at "
+            "that the recipe wins. The verdict goes by Holm's p value (over the members on test, all recipes on "
+            "validation) at "
             f"{LEVEL:g}. Recipes of more stages are trained for longer."
         )
     return tuple(marks)

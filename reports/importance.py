@@ -30,7 +30,7 @@ _COLUMNS = {
     "teachers": "teachers",
 }
 # Optuna's forest is Python: about 10 ms a tree of this depth. More recipes, trees or draws don't change what is seen.
-_FOREST_RECIPES, _TREES, _TREES_OF_A_DRAW, _DEPTH, _FOREST_DRAWS = 200, 16, 4, 6, 15
+_FOREST_RECIPES, _TREES, _TREES_OF_A_DRAW, _DEPTH, _FOREST_DRAWS = 200, 12, 3, 5, 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def importance(summary: pd.DataFrame, *, cost_columns: Sequence[str], draws: int
     """Every factor that varies, for the error and each cost that varies; by objective, then in the order of factors.
 
     summary: a row per recipe of one pair, as reports.front.summarise makes it. draws: of the means of all recipes, for
-    the bars; a forest makes at most 15. The same summary gives the same numbers.
+    the bars; a forest makes at most 12. The same summary gives the same numbers.
 
     A factor without effect in a recipe (lambda in one of a single stage) stands for each of its values there.
 

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports import figures, gains, paper, recipes
+from reports import comparison, figures, gains, paper, recipes
 from reports.budget import Box, over_budget, share_outside
 from reports.front import COSTS, objectives, summarise, winner
 from reports.importance import importance
 from reports.provenance import get, limits_text, provenance, teacher_accuracy, test_sampling
 from reports.recipes import Cost, Row, label_of
-from reports.statistics import Pooled, front_probability
 from reports.text import TIMES, duration, known, number, percent, plural, settings, when
 
 
@@ -29,8 +28,8 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any], files: Mapping[str,
     chosen, limits = objectives(info)
     summary = summarise(results, chosen, limits)
     rows: Sequence[Row] = summary.to_dict("records")
-    spreads = gains.spreads(summary, results)
-    seen = gains.detectable(spreads)
+    spreads = comparison.spreads(summary, results)
+    seen = comparison.detectable(spreads)
     page: dict[str, Any] = {
         "title": f"{get(info, 'teacher', 'name')} → {get(info, 'student', 'name')}, {get(info, 'dataset', 'name')}",
         "badges": _badges(results, info),
@@ -45,15 +44,15 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any], files: Mapping[str,
     winner_id = winner(summary)
     best = next((row for row in rows if row["recipe_id"] == winner_id), None)
     pinned = best or max(rows, key=lambda row: row["val_accuracy"])
-    base = gains.baseline(rows)
-    found = gains.gains(results, rows, base)
-    gain_notes = gains.notes(found, rows, base, seen)
+    base = next((row for row in rows if row["recipe_id"] == gains.baseline(summary)), None)
+    found = comparison.entries(results, summary, {row["recipe_id"]: row for row in rows})
+    gain_notes = comparison.notes(found, rows, base, seen)
     costs = recipes.costs_of(summary, chosen)
     low, high, teacher = recipes.accuracy_ends(summary, teacher_accuracy(info))
     yamls = recipes.yamls(results, rows, info["config"])
     if files.get("best.yaml") and info.get("winner") == pinned["recipe_id"]:
         yamls[pinned["recipe_id"]] = str(files["best.yaml"])
-    shares = _front_shares(summary, [COSTS[name] for name in chosen], spreads.get("validation"))
+    shares = gains.on_front(results, summary, chosen)
     entries = [
         recipes.entry(
             row, costs, base=base, low=low, yaml=yamls[row["recipe_id"]], front_share=shares.get(row["recipe_id"])
@@ -62,11 +61,12 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any], files: Mapping[str,
     ]
     tested = any(known(row["test_accuracy"]) for row in rows)
     panels = {"validation": teacher} | ({"test": None} if tested else {})  # the teacher isn't measured on test
+    first = {
+        panel: figures.accuracy(panel=panel, axis=costs[0].axis, low=low, high=high, teacher=line, recipes=len(rows))
+        for panel, line in panels.items()
+    }
     drawn: dict[str, Any] = {
-        cost.name: {
-            panel: figures.accuracy(panel=panel, axis=cost.axis, low=low, high=high, teacher=line, recipes=len(rows))
-            for panel, line in panels.items()
-        }
+        cost.name: {panel: figures.on_axis(spec, costs[0].axis, cost.axis) for panel, spec in first.items()}
         for cost in costs
     }
     if found:
@@ -74,10 +74,10 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any], files: Mapping[str,
         drawn["gains"] = figures.gains(
             rows=len({gain["id"] for gain in found}),
             splits=[split for split in gains.SPLITS if any(gain["split"] == split for gain in found)],
-            low=min(*ends, -gains.INDIFFERENCE),
-            high=max(*ends, gains.INDIFFERENCE),
+            low=min(*ends, -comparison.INDIFFERENCE),
+            high=max(*ends, comparison.INDIFFERENCE),
             baseline=gain_notes["name"],
-            indifference=gains.INDIFFERENCE,
+            indifference=comparison.INDIFFERENCE,
         )
     growth, growth_figure, growth_note = _growth(results, summary, info, chosen[0])
     mattered, mattered_figure, mattered_note = _mattered(summary, costs[: len(chosen)])
@@ -97,7 +97,7 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any], files: Mapping[str,
         "front_note": _front_note(rows, sampling, bool(shares)),
         "tested": tested,
         "entries": entries,
-        "gains": gains.table(found),
+        "gains": comparison.table(found),
         "gain_splits": [split for split in gains.SPLITS if any(gain["split"] == split for gain in found)],
         "gain_notes": gain_notes,
         "growth_note": growth_note,
@@ -153,19 +153,6 @@ def _counts(
 def _seeds_text(counts: Iterable[int], noun: str) -> str:
     least, most = min(counts := [int(n) for n in counts]), max(counts)
     return plural(most, noun) if least == most else f"{least} to {plural(most, noun)}"
-
-
-def _front_shares(
-    summary: pd.DataFrame, cost_columns: Sequence[str], spread: tuple[Pooled, int] | None
-) -> dict[str, float]:
-    """P(front) on validation by recipe, of those within the limits; empty where the spread is unknown."""
-    allowed = summary[summary["feasible"]]
-    if spread is None or allowed.empty:
-        return {}
-    shares = front_probability(
-        allowed["val_accuracy"].to_numpy(), allowed[list(cost_columns)].to_numpy(), spread[0], allowed["seeds"].tolist()
-    )
-    return dict(zip(allowed["recipe_id"], shares.tolist(), strict=True))
 
 
 def _tiles(
@@ -321,16 +308,19 @@ def _growth(
         f"{_share(value, lower, upper)} · {number(cost)} {unit} spent" if mark else None
         for value, lower, upper, cost, mark in zip(shown["hypervolume"], *ends, spent, marked, strict=True)
     ]
-    labels = [f"after {plural(int(n), 'recipe')}" if mark else None for n, mark in zip(shown["recipes"], marked)]
-    data = {
-        **{"recipes": [int(n) for n in shown["recipes"]], "spent": spent, "hypervolume": shown["hypervolume"].tolist()},
+    labels = [
+        f"after {plural(int(n), 'recipe')}" if mark else None for n, mark in zip(shown["recipes"], marked, strict=True)
+    ]
+    values = shown["hypervolume"].tolist()
+    data: dict[str, list[Any]] = {
+        **{"recipes": [int(n) for n in shown["recipes"]], "spent": spent, "hypervolume": values},
         **{"low": ends[0], "high": ends[1], "marked": marked, "label": labels, "text": texts},
     }
-    numbers = [value for column in (data["hypervolume"], *ends) for value in column if value is not None]
+    numbers = [value for column in (values, *ends) for value in column if value is not None]
     figure = figures.hypervolume(unit=unit, low=min(numbers), high=max(numbers))
     outside = share_outside(points, box)
     box_scale, box_unit = recipes.unit_of(name, box.cost[0])
-    last = _share(data["hypervolume"][-1], ends[0][-1], ends[1][-1])
+    last = _share(values[-1], ends[0][-1], ends[1][-1])
     band = "band: 95 %, means redrawn. " if ends[0][-1] is not None else "one seed: no band. "
     note = (
         f"{last} at the end; {band}Fixed box: error {100 * box.error[0]:.3g} to {100 * box.error[1]:.3g} %, log10 of "
@@ -350,7 +340,7 @@ def _mattered(summary: pd.DataFrame, costs: Sequence[Cost]) -> tuple[list[dict[s
     found = importance(summary, cost_columns=[COSTS[cost.name] for cost in costs])
     if not found:
         return [], None, "No searched factor varied between finished recipes, or nothing came of it."
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "factor": one.factor,
             "objective": names[one.objective],
@@ -363,8 +353,11 @@ def _mattered(summary: pd.DataFrame, costs: Sequence[Cost]) -> tuple[list[dict[s
         }
         for one in found
     ]
-    shown = list(dict.fromkeys(row["objective"] for row in rows))
-    figure = figures.importance(factors=list(dict.fromkeys(row["factor"] for row in rows)), objectives=shown)
+    factors, shown = (
+        list(dict.fromkeys(one.factor for one in found)),
+        [names[of] for of in dict.fromkeys(one.objective for one in found)],
+    )
+    figure = figures.importance(factors=factors, objectives=shown)
     one = found[0]
     how = "ANOVA of the full grid" if one.method == "ANOVA" else "fANOVA"
     drawn = f", {one.recipes} recipes drawn at random" if one.recipes < len(summary) else ""

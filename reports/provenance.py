@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.gains import Detectable
+from reports.comparison import Detectable
 from reports.recipes import Row, unit_of
 from reports.results import STATUSES
 from reports.statistics import sampling_half_width
@@ -146,8 +146,8 @@ def _sharing(results: pd.DataFrame, info: Mapping[str, Any]) -> str:
     seconds, alone_seconds = results["spent_seconds"].sum(), complete["device_seconds"].sum()
     whole = duration(info.get("seconds"))
     return (
-        f"{_flops(spent)} and {duration(seconds)} of training were spent, with first stages trained once; each recipe on "
-        f"its own, {_flops(alone)} and {duration(alone_seconds)}. From start to end: {whole}."
+        f"{_flops(spent)} and {duration(seconds)} of training were spent, with first stages trained once; each recipe "
+        f"on its own, {_flops(alone)} and {duration(alone_seconds)}. From start to end: {whole}."
     )
 
 

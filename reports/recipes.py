@@ -25,8 +25,9 @@ _QUANTITIES: dict[
     "latency": ("inference time, {}", "latency", {1: "ms"}),
 }
 # What figures, card and tooltips need of an entry; the tables need the rest.
-DRAWN = ("id", "letter", "label", "detail", "stage", "shape", "baseline", "feasible", "yaml", *COSTS) + tuple(
-    panel + end for panel in ("validation", "test") for end in ("", "_drawn", "_below", "_low", "_high")
+DRAWN = (
+    *("id", "letter", "label", "detail", "stage", "shape", "baseline", "feasible", "yaml", *COSTS),
+    *(panel + end for panel in ("validation", "test") for end in ("", "_drawn", "_below", "_low", "_high")),
 )
 Row = Mapping[Any, Any]
 
