@@ -55,8 +55,8 @@ def gains(results: pd.DataFrame, summary: pd.DataFrame) -> list[Over]:
     out: list[Over] = []
     for split, (phase, column) in SPLITS.items():
         rows = results[(results["phase"] == phase) & (results["status"] == "complete") & results[column].notna()]
-        seeds = {of: dict(zip(own["seed"], own[column], strict=True)) for of, own in rows.groupby("recipe_id")}
-        found = [(of, paired_gain(seeds.get(of, {}), seeds.get(base, {}))) for of in members]
+        seeds = {str(of): dict(zip(own["seed"], own[column], strict=True)) for of, own in rows.groupby("recipe_id")}
+        found = [(of, paired_gain(seeds.get(of, {}), seeds.get(base or "", {}))) for of in members]
         paired = [(of, gain) for of, gain in found if gain is not None]
         adjusted = iter(holm([gain.p for _, gain in paired if gain.p is not None]))
         for of, gain in paired:
@@ -89,7 +89,7 @@ def table(results: pd.DataFrame, info: Mapping[str, Any]) -> Table:
     """
     costs, limits = objectives(info)
     summary = summarise(results, costs, limits)
-    by_id = summary.set_index("recipe_id", drop=False)
+    by_id = {str(row["recipe_id"]): row for row in summary.to_dict("records")}
     base, best = baseline(summary), winner(summary)
     chances = on_front(results, summary, costs)
     shown = summary[summary["front"] | (summary["recipe_id"] == base)]
@@ -113,8 +113,8 @@ def table(results: pd.DataFrame, info: Mapping[str, Any]) -> Table:
     judged = gains(results, summary)
     compared = [
         (
-            by_id.loc[one.recipe_id, "letter"],
-            display(by_id.loc[one.recipe_id, "recipe"]),
+            by_id[one.recipe_id]["letter"],
+            display(by_id[one.recipe_id]["recipe"]),
             one.split,
             points(one.gain),
             str(one.gain.pairs),
@@ -125,7 +125,7 @@ def table(results: pd.DataFrame, info: Mapping[str, Any]) -> Table:
         )
         for one in judged
     ]
-    over = "" if base is None else f" over {display(by_id.loc[base, 'recipe'])}, in points"
+    over = "" if base is None else f" over {display(by_id[base]['recipe'])}, in points"
     return Table(
         title=f"{info['teacher'].get('name', NONE)} → {info['student'].get('name', NONE)} on "
         f"{info['dataset'].get('name', NONE)}: the front",
