@@ -214,7 +214,7 @@ def test_a_training_that_failed_is_marked_as_such(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["log=[tensorbord]"], "Did you mean tensorboard"),
+        (["log=[tensorbord]"], "Did you mean 'tensorboard'"),
         (["log=[tensorboard,tensorboard]"], "names one twice"),
         (["log=tensorboard"], "log must be a list"),
     ],
