@@ -242,6 +242,16 @@ def test_a_logger_that_cannot_be_set_up(tmp_path: Path, monkeypatch: pytest.Monk
         Loggers(["tensorboard"], {"tiny": tmp_path}, pytest.fail)
 
 
+def test_the_driver_imports_no_more_for_tensorboard_than_it_needs() -> None:
+    code = (
+        "import sys; from search import loggers; from pathlib import Path; "
+        "loggers.Loggers(['tensorboard'], {'tiny': Path()}, print); "
+        "print(sorted({'torch', 'mlflow', 'wandb'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 # --- optuna-dashboard
 
 
