@@ -174,6 +174,16 @@ class Config:
         return tuple(range(first, first + self.confirm))
 
     @property
+    def costs(self) -> tuple[str, ...]:
+        """What is minimised beside the error."""
+        return (self.cost,)
+
+    @property
+    def limits(self) -> dict[str, float | None]:
+        """The largest value that a recipe of the front may have, by the names of reports.front.LIMITS; None: any."""
+        return {"params": None, "latency_ms": None, "flops": None}
+
+    @property
     def networks(self) -> Pair:
         """The teacher and student asked for, with their settings."""
         return pairs.choose(self.pair, self.teacher_model, self.student_model)
