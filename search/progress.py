@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
@@ -238,6 +239,11 @@ def _accuracy(mean: float, half_width: float) -> str:
     if math.isnan(mean):
         return "-"
     return f"{100 * mean:.2f}" + ("" if math.isnan(half_width) else f" ± {100 * half_width:.2f}")
+
+
+def shortened(text: str, width: int) -> str:
+    """The text, cut with an ellipsis if it is wider than so many columns."""
+    return text if cell_len(text) <= width else set_cell_size(text, max(0, width - 1)).rstrip() + "…"
 
 
 def duration(seconds: float) -> str:
