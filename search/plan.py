@@ -84,8 +84,9 @@ def read(folder: Path) -> dict[str, Any] | None:
 class Plan:
     """What was found of one pair.
 
-    works: the courses that its search may take. slots: trials side by side; processes: how many timed the steps. whole, left: of the search's phase, a cost for each course: all of it, and without what is there already. confirm:
-    of each course, recipes at most, and their cost. sd: in points, of the run `sd_from`, or assumed.
+    works: the courses that its search may take. slots: trials side by side; processes: how many timed the steps.
+    whole, left: of the search's phase, a cost for each course: all of it, and without what is there already.
+    confirm: of each course, recipes at most, and their cost. sd: in points, of the run `sd_from`, or assumed.
     """
 
     config: Config
