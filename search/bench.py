@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from typing import Any
 
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
 from smskd import cost, models, pipeline
+from smskd.data import Data
+from smskd.pairs import Pair
 from smskd.pipeline import Bench
 
+_TIMED_STEPS = 5
 
-def describe(bench: Bench, *, latency: bool) -> dict[str, Any]:
+
+def describe(bench: Bench, *, latency: bool, timed: bool) -> dict[str, Any]:
     """Facts of the bench, as run.json has them.
 
-    latency: measure the student's, in milliseconds; otherwise None.
+    latency: measure the student's, in milliseconds; otherwise None. timed: as in `epoch`.
     """
     data = bench.data
     student = models.build(bench.pair.student.name, num_classes=data.classes, in_channels=data.channels).to(
@@ -38,5 +48,47 @@ def describe(bench: Bench, *, latency: bool) -> dict[str, Any]:
             "classes": data.classes,
         },
         "latency_ms": cost.latency_ms(student, data.normalised(data.train.images[:1])) if latency else None,
+        "epoch": epoch(bench.pair, data, timed=timed),
         "environment": pipeline.environment(bench.device),
     }
+
+
+def epoch(pair: Pair, data: Data, *, timed: bool) -> dict[str, float]:
+    """What one epoch takes of the bare student's training, and beside it of the teacher's and the student's forward.
+
+    In FLOPs, `train_flops`, `teacher_flops`, `student_flops`; and if `timed` in seconds of this device, by the median
+    of a few steps: `train_seconds`, `teacher_seconds`, `student_seconds`.
+    """
+    student, teacher = (
+        models.build(spec.name, num_classes=data.classes, in_channels=data.channels).to(data.mean.device)
+        for spec in (pair.student, pair.teacher)
+    )
+    size = min(pair.student_schedule.batch_size, len(data.train))
+    steps = len(data.train) // size
+    batch = data.normalised(data.train.images[:size])
+    forward = {
+        name: steps * size * cost.forward_flops(network, batch[:2], images=len(batch[:2]))
+        for name, network in (("student", student), ("teacher", teacher))
+    }
+    found = {f"{name}_flops": flops for name, flops in forward.items()}
+    found["train_flops"] = cost.TRAINING_OVER_FORWARD * forward["student"]
+    if timed:
+        labels = data.train.labels[:size]
+        for name, network in (("train", student), ("teacher", teacher.eval()), ("student", student)):
+            with torch.set_grad_enabled(name == "train"):
+                found[f"{name}_seconds"] = steps * _step_seconds(network, batch, labels if name == "train" else None)
+    return found
+
+
+def _step_seconds(network: nn.Module, batch: torch.Tensor, labels: torch.Tensor | None) -> float:
+    """Median of a few forward passes, and backward ones where there are labels [B]; the first two don't count."""
+    times = []
+    for _ in range(_TIMED_STEPS + 2):
+        started = time.perf_counter()
+        output = network(batch)
+        if labels is not None:
+            torch.autograd.backward(cross_entropy(output.logits, labels))
+        if batch.is_cuda:
+            torch.cuda.synchronize(batch.device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[2:])

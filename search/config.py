@@ -26,7 +26,18 @@ _SEED_STRIDE = 50_000
 # A space that compares systems gives each as many epochs as this many stages have.
 _COMPARISON_STAGES = 3
 # What decides a search's numbers; a run folder holds one search only. The rest may change when a run is taken up again.
-_FREE = ("trials", "confirm", "cpus", "gpus", "address", "store", "out", "storage", "reopen_test")
+_FREE = (
+    "trials",
+    "confirm",
+    "cpus",
+    "gpus",
+    "address",
+    "store",
+    "out",
+    "storage",
+    "reopen_test",
+    "box",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +95,16 @@ class Config:
         "their number>-<data>-<digest of the settings>)",
     )
     storage: str | None = cli.key(None, "database URL of the Optuna study (default: study.db in the run's folder)")
+    box: list[float] | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "[error_low,error_high,cost_low,cost_high]: where hypervolume is measured, fixed when a run begins "
+            "(default: errors from 0 to three times the teacher's on validation and 0.05 more, at most that of "
+            "guessing; costs from half of what the shortest recipe takes of the bare student's training to 1.5 times "
+            "the longest's with teacher and reference, in seconds twice as far either way; or from half to twice a "
+            "cost that all recipes share)"
+        },
+    )
     reopen_test: bool = cli.key(
         False, "allow a second look at the test split, for a front that has changed; the report says so"
     )
@@ -113,6 +134,8 @@ class Config:
             if not (math.isfinite(value) and value >= lowest and (highest is None or value <= highest)):
                 bound = f"{name} >= {lowest}" if highest is None else f"{lowest} <= {name} <= {highest}"
                 raise ValueError(f"{bound} must hold, but got {name}={value}")
+        if self.box is not None:
+            self._check_box(self.box)
         if not (math.isfinite(self.cpus) and self.cpus > 0):
             raise ValueError(f"cpus > 0 must hold, but got cpus={self.cpus:g}")
         if self.comparison and self.epochs is not None:
@@ -123,6 +146,17 @@ class Config:
         pairs.split_epochs(1, self.networks, epochs=self.epochs, epochs_total=self.epochs_total)
         if self.teacher is not None and self.teacher_epochs is not None:
             raise ValueError("teacher= names finished weights, so teacher_epochs= has no use; leave one of them out")
+
+    def _check_box(self, box: Sequence[float]) -> None:
+        if len(box) != 4:
+            raise ValueError(f"box= needs 4 numbers, [error_low,error_high,cost_low,cost_high], but got {len(box)}")
+        error_low, error_high, cost_low, cost_high = box
+        if not 0 <= error_low < error_high <= 1:
+            raise ValueError(
+                f"0 <= error_low < error_high <= 1 must hold in box=, but got {error_low:g}, {error_high:g}"
+            )
+        if not 0 < cost_low < cost_high < math.inf:  # its axis is logarithmic
+            raise ValueError(f"0 < cost_low < cost_high must hold in box=, but got {cost_low:g}, {cost_high:g}")
 
     def check_resources(self, *, cores: float, gpus: float) -> None:
         """Refuse trials that could never start.

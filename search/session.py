@@ -13,7 +13,7 @@ from rich.console import Console
 
 import spaces
 from reports.front import COSTS
-from search import outputs
+from search import box, outputs
 from search.config import Config, cores
 from search.progress import FrontLine, cost_text
 from search.study import Record, Study
@@ -24,8 +24,9 @@ from smskd.store import Store
 if TYPE_CHECKING:
     from search.searcher import Bench, Job, Source
 
-# Notes on the study: what is known of teacher and data; the front the test was opened for; a fresh seed's record.
-_BENCH, _OPENED, _CONFIRMED = "bench", "test opened", "confirmed "
+# Notes on the study: what is known of teacher and data; where hypervolume is measured; the front the test was opened
+# for; a fresh seed's record.
+_BENCH, _BOX, _OPENED, _CONFIRMED = "bench", "box", "test opened", "confirmed "
 
 
 class Session:
@@ -59,6 +60,12 @@ class Session:
             config.stage_epochs(max(len(recipe.stages) for _, recipe in self.study.points.values()))
         # what is known of teacher, student and data, once a driver has asked; looked at for each record
         self._bench: dict[str, Any] | None = self.study.attributes.get(_BENCH)
+        fixed_box = self.study.attributes.get(_BOX)
+        if fixed_box and config.box not in (None, [*fixed_box["error"], *fixed_box["cost"]]):
+            fixed = ",".join(f"{value:g}" for value in (*fixed_box["error"], *fixed_box["cost"]))
+            raise ValueError(
+                f"this run's box was fixed as [{fixed}] when it began: leave box= out, or use another out="
+            )
 
     @property
     def met(self) -> bool:
@@ -86,10 +93,7 @@ class Session:
         else:
             from smskd import models, pipeline, teacher
 
-            settings = config.pipeline
-            data = pipeline.load_data(
-                pair, **{k: settings[k] for k in ("data", "data_dir", "train_size", "image_size")}
-            )
+            data = self._data(pipeline)
             if config.teacher is not None:
                 network = models.build(pair.teacher.name, num_classes=data.classes, in_channels=data.channels)
                 teacher.read_weights(Path(config.teacher), network)
@@ -120,7 +124,8 @@ class Session:
             "pipeline": self.config.pipeline | {"device": device},
             "epochs": self.config.epochs,
             "epochs_total": self.config.epochs_total,
-            "latency": self.config.cost == "latency",
+            "latency": "latency" in self.config.costs,
+            "timed": self._timed,
         }
         return searcher.Bench(settings=settings, digest=self._teacher_digest, meet=self._meet)
 
@@ -149,7 +154,36 @@ class Session:
             "driver_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "finished": datetime.now(UTC).isoformat(timespec="seconds") if finished else None,
         }
-        return outputs.write(self.config, self._known_bench, settled, self._confirmed(), facts)
+        return outputs.write(self.config, self._known_bench, settled, self._confirmed(), {"box": self.box(), **facts})
+
+    def box(self) -> dict[str, Any]:
+        """Where hypervolume is measured, as run.json has it; decided when it is first asked for, and kept."""
+        noted: dict[str, Any] | None = self.study.attributes.get(_BOX)
+        if noted is None:
+            points = self.study.points
+            recipes = None if points is None else [recipe for _, recipe in points.values()]
+            known = {"epoch": None} | self._known_bench
+            if known["epoch"] is None and self.config.box is None:  # a run of before there was a box
+                known["epoch"] = self._epoch()
+            noted = box.decide(self.config, known, recipes)
+            self.study.note(_BOX, noted)
+        return noted
+
+    def _epoch(self) -> dict[str, float]:
+        from search import bench
+        from smskd import pipeline
+
+        return bench.epoch(self.config.networks, self._data(pipeline), timed=self._timed)
+
+    def _data(self, pipeline: Any) -> Any:
+        settings = self.config.pipeline
+        named = ("data", "data_dir", "train_size", "image_size")
+        return pipeline.load_data(self.config.networks, **{k: settings[k] for k in named})
+
+    @property
+    def _timed(self) -> bool:
+        """Whether the box needs the time of a step."""
+        return self.config.costs[0] == "seconds" and self.config.box is None
 
     @property
     def causes(self) -> set[str]:
@@ -190,6 +224,7 @@ class Session:
         """Keep what the first trial says of data and teacher."""
         self.study.note(_BENCH, bench)
         self._bench = bench
+        self.box()
         self.say_teacher()
 
     def say_teacher(self) -> None:

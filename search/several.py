@@ -209,7 +209,7 @@ def _info(folder: Path, pairs: Sequence[str], infos: Mapping[str, Mapping[str, A
         **{k: sum(info[k] for info in each) for k in ("recipes", "stage_runs", "stage_runs_unshared", "failed")},
         "seconds": max(info["seconds"] for info in each),  # they ran side by side
         "pairs": {
-            pair: {key: info[key] for key in ("teacher", "student", "dataset", "confirm", "front", "winner")}
+            pair: {key: info[key] for key in ("teacher", "student", "dataset", "confirm", "box", "front", "winner")}
             for pair, info in infos.items()
         },
         **{

@@ -57,7 +57,8 @@ def train(config: dict[str, Any]) -> None:
 
     try:
         prepared = pipeline.prepare(**config["pipeline"], on_epoch=functools.partial(on_epoch, 0))
-        described = bench.describe(prepared, latency=config["latency"]) if config["describe"] else None
+        wanted = {"latency": config["latency"], "timed": config["timed"]}
+        described = bench.describe(prepared, **wanted) if config["describe"] else None
     except Exception as error:
         _report({"problem": f"data and teacher can't be prepared: {type(error).__name__}: {error}"})
         return

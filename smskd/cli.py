@@ -107,4 +107,5 @@ def _readable(annotation: str) -> str:
         "bool": "true or false",
         "str": "text",
         "list[str]": "a list such as [kd,rkd]",
+        "list[float]": "a list of numbers such as [0,0.3,1e9,1e11]",
     }.get(base, base)

@@ -25,10 +25,10 @@ def outcome(monkeypatch: pytest.MonkeyPatch, run: Any, prepare: Any = prepared) 
     monkeypatch.setattr(trainable, "_REPORT_EVERY_S", 0.0)
     monkeypatch.setattr(pipeline, "run", run)
     monkeypatch.setattr(pipeline, "prepare", prepare)
-    monkeypatch.setattr(bench, "describe", lambda prepared, latency: {"latency": latency})
+    monkeypatch.setattr(bench, "describe", lambda prepared, latency, timed: {"latency": latency})
     config = {
         "cpus": 1, "recipe": "kd>rkd>kd", "seed": 4, "test": False, "epochs": 2, "epochs_total": None, "pipeline": {},
-        "describe": True, "latency": False,
+        "describe": True, "latency": False, "timed": False,
     }  # fmt: skip
     trainable.train(config)
     return json.loads(told[-1]["outcome"])

@@ -1,0 +1,42 @@
+"""The fixed box that hypervolume is measured in: decided once, when a run begins, from what is known by then."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from search.config import Config
+from smskd.recipe import Recipe
+
+# Seconds are those of a few steps, timed beforehand: the box reaches farther, either way, than that of counted FLOPs.
+_TIMING_IS_OFF_BY = 2
+
+
+def decide(config: Config, bench: Mapping[str, Any], recipes: Collection[Recipe] | None) -> dict[str, Any]:
+    """The box, as run.json has it: `error` [low, high] (fractions), `cost` [low, high], `cost_name`: the first cost.
+
+    Given by box=, or else: errors from 0 to three times the teacher's on validation and 0.05 more, at most that of
+    guessing among equally frequent classes. Training costs from half of what the bare student's training takes in the
+    shortest recipe, to 1.5 times the student's, its reference's and the teachers' in the longest. Costs that all
+    recipes of a pair share from half to twice their value.
+
+    Args:
+        bench: what is known of teacher, student and data, as search.bench.describe has it.
+        recipes: all of a finite space; None: the space is infinite.
+    """
+    cost = config.costs[0]
+    if config.box is not None:
+        return {"error": config.box[:2], "cost": config.box[2:], "cost_name": cost}
+    worst = min(1 - 1 / bench["dataset"]["classes"], 3 * (1 - bench["teacher"]["val_accuracy"]) + 0.05)
+    if cost in ("params", "latency"):
+        value = bench["student"]["params"] if cost == "params" else bench["latency_ms"]
+        ends = [0.5 * value, 2.0 * value]
+    else:
+        lengths = set(range(1, config.menu.max_stages + 1) if recipes is None else (len(r.stages) for r in recipes))
+        teachers = max((r.teachers for r in recipes or ()), default=1)
+        epochs = [sum(config.stage_epochs(count)) for count in lengths]
+        train, teacher, student = (bench["epoch"][f"{part}_{cost}"] for part in ("train", "teacher", "student"))
+        wider = _TIMING_IS_OFF_BY if cost == "seconds" else 1
+        full = train + student + teachers * teacher
+        ends = [0.5 * train * min(epochs) / wider, 1.5 * full * max(epochs) * wider]
+    return {"error": [0.0, worst], "cost": ends, "cost_name": cost}
