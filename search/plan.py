@@ -284,7 +284,10 @@ def _report(console: Console, plans: Sequence[Plan], argv: Sequence[str]) -> Non
         for line in _notes(plan):
             _say(console, f"{plan.config.pair}: {line}" if many else line)
     _say(console, _in_all(plans))
-    _say(console, f"Kept for the run to compare with: {', '.join(os.path.relpath(_leave(plan)) for plan in plans)}.")
+    _say(
+        console,
+        f"Kept for the run to compare with: {', '.join(os.path.relpath(_leave(plan, _command_wall(plans))) for plan in plans)}.",
+    )
     again = shlex.join(["python", "-m", "search.run", *argv])
     console.print(Text("  Nothing was started. Run: ").append(again, style="bold"), soft_wrap=True)
 
@@ -393,8 +396,8 @@ def _command_wall(plans: Sequence[Plan]) -> float:
     return _search_wall(plans, "left") + whole * _confirm_wall(plans)
 
 
-def _leave(plan: Plan) -> Path:
-    """Write the estimate into the run's folder, for `read`."""
+def _leave(plan: Plan, seconds: float) -> Path:
+    """Write the estimate into the run's folder, for `read`. seconds: of the whole command, of all pairs together."""
     from reports.results import write_atomically
     from search.estimate import range_of, spread
 
@@ -408,7 +411,7 @@ def _leave(plan: Plan) -> Path:
         "device_seconds_left": spread(cost.device for cost in plan.left),
         "search_seconds": _search_wall([plan], "whole"),
         "confirm_device_seconds": spread(cost.device for _, cost in plan.confirm),
-        "seconds": _command_wall([plan]),
+        "seconds": seconds,
     }
     folder = plan.config.folder
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
