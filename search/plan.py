@@ -21,11 +21,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from search import config as configs
@@ -261,22 +258,29 @@ def _console() -> Console:
 
 def _report(console: Console, plans: Sequence[Plan], argv: Sequence[str]) -> None:
     """Print it, and leave in each run's folder what it is compared with."""
-    from search.progress import shortened
+    from search.progress import fitted
 
     first, many = plans[0], len(plans) > 1
-    device = "GPU" if first.gpu else "core"
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    rows = [_row([plan]) for plan in plans] + ([_row(plans)] if many else [])
-    taken = sum(2 + max(12 if column in (3, 4) else 6, *(cell_len(row[column]) for row in rows)) for column in range(7))
     pairs = [plan.config.networks for plan in plans]
-    names = [shortened(f"{pair.teacher.name} → {pair.student.name}", max(8, console.width - taken)) for pair in pairs]
-    for header in ("pair", "recipes", "seeds", "stage\nruns", "after\nsharing", f"{device} time\n(estimate)",
-                   f"wall on\n{first.slots} at once", "disk"):  # fmt: skip
-        table.add_column(header, justify="left" if header == "pair" else "right", no_wrap=True, vertical="bottom")
-    for number, (name, row) in enumerate(zip([*names, "total"], rows, strict=False)):
-        if number == len(plans):
-            table.add_section()
-        table.add_row(name, *row, style="bold" if number == len(plans) else "")
+    parts = [[plan] for plan in plans] + ([list(plans)] if many else [])
+    titles = [f"{pair.teacher.name} → {pair.student.name}" for pair in pairs] + ["total"]
+    names = [
+        "pair",
+        "recipes",
+        "seeds",
+        "stage\nruns",
+        "after\nsharing",
+        "device\ntime",
+        f"wall,\n{first.slots} at once",
+        "disk",
+    ]
+    for ranges in (True, False):  # without them where a terminal is narrow
+        rows = [[title, *_row(some, ranges=ranges)] for title, some in zip(titles, parts, strict=False)]
+        table = fitted(names, rows, console.width, left=(0,), flexible=(0,))
+        if sum(column.width or 0 for column in table.columns) + 2 * (len(names) - 1) <= console.width:
+            break
+    if many:
+        table.rows[-1].style = "bold"
     console.print()
     console.print(table)
     console.print()
@@ -284,29 +288,26 @@ def _report(console: Console, plans: Sequence[Plan], argv: Sequence[str]) -> Non
         for line in _notes(plan):
             _say(console, f"{plan.config.pair}: {line}" if many else line)
     _say(console, _in_all(plans))
-    _say(
-        console,
-        f"Kept for the run to compare with: {', '.join(os.path.relpath(_leave(plan, _command_wall(plans))) for plan in plans)}.",
-    )
+    left = [os.path.relpath(_leave(plan, _command_wall(plans))) for plan in plans]
+    _say(console, f"Kept for the run to compare with: {', '.join(left)}.")
     again = shlex.join(["python", "-m", "search.run", *argv])
     console.print(Text("  Nothing was started. Run: ").append(again, style="bold"), soft_wrap=True)
 
 
-def _row(plans: Sequence[Plan]) -> tuple[str, ...]:
+def _row(plans: Sequence[Plan], *, ranges: bool) -> tuple[str, ...]:
     """Of a pair, or of all."""
-    from reports.text import MINUS
+    from reports.text import MINUS, duration
     from search.estimate import range_of, spread, total
-    from search.progress import duration
 
     recipes = total(range_of(len(work.finished) for work in plan.works) for plan in plans)
     unshared = total(range_of(work.unshared for work in plan.works) for plan in plans)
     shared = total(range_of(cost.stage_runs for cost in plan.whole) for plan in plans)
     return (
-        _count(recipes),
+        _count(recipes, ranges),
         str(plans[0].config.seeds),
-        _count(unshared),
-        f"{_count(shared)} ({MINUS}{round(100 * (1 - shared.mid / unshared.mid))} %)",
-        _between(total(spread(cost.device for cost in plan.whole) for plan in plans)),
+        _count(unshared, ranges),
+        f"{_count(shared, ranges)} ({MINUS}{round(100 * (1 - shared.mid / unshared.mid))} %)",
+        _between(total(spread(cost.device for cost in plan.whole) for plan in plans), ranges),
         f"~{duration(_search_wall(plans, 'whole'))}",
         _bytes(sum(fmean(cost.disk for cost in plan.whole) for plan in plans)),
     )
@@ -314,9 +315,8 @@ def _row(plans: Sequence[Plan]) -> tuple[str, ...]:
 
 def _notes(plan: Plan) -> list[str]:
     """What is to be said of a pair beside its row."""
-    from reports.text import TIMES, number, plural
+    from reports.text import TIMES, duration, number, plural
     from search.estimate import detectable, range_of, spread
-    from search.progress import duration
 
     config, found = plan.config, plan.found
     kinds, timed = len(found.kinds), min(len(timing.steps) for timing in found.kinds.values()) * found.timed
@@ -361,7 +361,7 @@ def _notes(plan: Plan) -> list[str]:
 
 def _in_all(plans: Sequence[Plan]) -> str:
     """Wall of the whole command: with what is left, and half of the largest confirmation."""
-    from search.progress import duration
+    from reports.text import duration
 
     half = " and half of the confirmation" if plans[0].config.confirm and not plans[0].config.comparison else ""
     return f"The whole command, with what is left of the search{half}: ~{duration(_command_wall(plans))} of wall."
@@ -427,17 +427,19 @@ def _say(console: Console, line: str) -> None:
         console.print(Text(f"  {line}"), soft_wrap=True)
 
 
-def _count(value: Between) -> str:
-    return f"{value.mid:,.0f}" + ("" if value.low == value.high else f" [{value.low:,.0f}, {value.high:,.0f}]")
+def _count(value: Between, ranges: bool = True) -> str:
+    return f"{value.mid:,.0f}" + (
+        "" if value.low == value.high or not ranges else f" [{value.low:,.0f}, {value.high:,.0f}]"
+    )
 
 
-def _between(seconds: Between) -> str:
+def _between(seconds: Between, ranges: bool = True) -> str:
     """Seconds with their range, in one unit."""
     divisor, unit = (1, "s") if seconds.mid < 120 else (60, "min") if seconds.mid < 7200 else (3600, "h")
     low, mid, high = (
         f"{value / divisor:.2g}" if value < 100 * divisor else f"{value / divisor:,.0f}" for value in seconds
     )
-    return f"{mid} {unit} [{low}, {high}]"
+    return f"{mid} {unit}" + (f" [{low}, {high}]" if ranges else "")
 
 
 def _bytes(size: float) -> str:

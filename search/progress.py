@@ -148,11 +148,11 @@ class Progress:
         name = f"{job.pair}: {job.recipe}" if self._several else job.recipe
         if record["status"] == "failed":
             self._failed += 1
-            failure = Text.assemble(("failed ", "bold red"), f"{name}, seed {job.seed}: {record['error']}")
+            failure = Text(f"{name}, seed {job.seed}: {record['error']}")
             if self._live is not None:
-                failure.append(f"\n       kept in {self._causes[job.pair]}; to try it again, the same command: ")
+                failure.append(f"\nkept in {self._causes[job.pair]}; to try it again, the same command: ")
                 failure.append(self._again, style="bold")
-            self._console.print(failure)
+            _tell(self._console, failure, label=Text("failed", "bold red"))
         elif self._live is None:
             shared = len(stages) - trained
             accuracy = f"validation {100 * stages[-1]['val_accuracy']:.2f} %"
@@ -195,7 +195,8 @@ class Progress:
         if len(running) > rows:
             parts.append(Text(f"and {len(running) - rows} more", style="dim"))
         if front:
-            what = "best of each pair so far" if self._several else "front so far"
+            so_far = " so far" if self._counted == "recipes" else ""
+            what = ("best of each pair" if self._several else "front") + so_far
             parts += ["", Text(f"{what}, validation, mean ± 95 % interval", style="dim"), self._front(front, width)]
         tail = f"{self._done} done · {len(running)} running · {self._failed} failed · "
         tail += f"{max(0, self._left - len(running))} waiting"
@@ -270,16 +271,22 @@ class Progress:
 def fitted(
     names: Sequence[str], rows: Sequence[Sequence[str]], width: int, *, left: Sequence[int], flexible: Sequence[int]
 ) -> Table:
-    """A table no wider than so many columns: the flexible ones, in this order, are cut with an ellipsis."""
-    widths = [max(cell_len(name), *(cell_len(row[k]) for row in rows), 0) for k, name in enumerate(names)]
+    """A table no wider than so many columns: the flexible ones, in this order, are cut with an ellipsis.
+
+    names: of the columns, of several lines where they contain line breaks.
+    """
+    heads = [max(map(cell_len, name.split("\n"))) for name in names]
+    widths = [max(heads[k], *(cell_len(row[k]) for row in rows), 0) for k in range(len(names))]
     over = sum(widths) + 2 * (len(names) - 1) - width
     for k in flexible:
         if over > 0:
-            cut = min(over, max(0, widths[k] - max(8, cell_len(names[k]))) if names[k] else widths[k])
+            cut = min(over, max(0, widths[k] - max(8, heads[k])) if names[k] else widths[k])
             widths[k], over = widths[k] - cut, over - cut
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for k, name in enumerate(names):
-        table.add_column(name, justify="left" if k in left else "right", no_wrap=True, width=widths[k])
+        table.add_column(
+            name, justify="left" if k in left else "right", no_wrap=True, width=widths[k], vertical="bottom"
+        )
     for row in rows:
         table.add_row(*(Text(shortened(cell, widths[k])) for k, cell in enumerate(row)))
     return table
@@ -346,20 +353,20 @@ def closing(console: Console, config: Config, summary: pd.DataFrame, outcome: Ou
     console.print()
     _say_done(console, f"{outcome.recipes} recipes", outcome)
     if best is None:
-        console.print("       no recipe keeps the limits, so there is no winner", markup=False)
+        _tell(console, "no recipe keeps the limits, so there is no winner")
     else:
         chosen = summary[summary["recipe_id"] == best].iloc[0]
         tested = _accuracy(chosen["test_accuracy"], chosen["test_half_width"])
-        told = Text("       best on validation: ").append(f"{chosen['letter']}  {chosen['recipe']}", style="bold")
+        told = Text("best on validation: ").append(f"{chosen['letter']}  {chosen['recipe']}", style="bold")
         told.append(f"  test {tested} %" if tested != "-" else "")
         told.append(f"  {cost_text(config.costs[0], chosen['cost'])} → {config.folder / 'best.yaml'}")
-        console.print(told)
+        _tell(console, told)
         if not summary["test_accuracy"].notna().any():
             advice = "confirm=5 runs the front again, on fresh seeds and the test split"
-            console.print(f"       validation flatters its winner: {advice}", markup=False)
+            _tell(console, f"validation flatters its winner: {advice}")
     if outcome.failed:
         _say_failed(console, f"{outcome.failed} trials failed", outcome, config.folder)
-    console.print(f"       report: {config.folder / 'report.html'}", markup=False)
+    _tell(console, f"report: {config.folder / 'report.html'}")
 
 
 def closing_several(console: Console, folder: Path, table: pd.DataFrame, outcome: Outcome) -> None:
@@ -383,7 +390,7 @@ def closing_several(console: Console, folder: Path, table: pd.DataFrame, outcome
     _say_done(console, f"{len(table) - 1} pairs, {outcome.recipes} recipes", outcome)
     if outcome.failed:
         _say_failed(console, f"{outcome.failed} trials failed", outcome, folder)
-    console.print(f"       report: {folder / 'report.html'}", markup=False)
+    _tell(console, f"report: {folder / 'report.html'}")
 
 
 def _say_done(console: Console, what: str, outcome: Outcome) -> None:
@@ -392,21 +399,35 @@ def _say_done(console: Console, what: str, outcome: Outcome) -> None:
     if outcome.saved_seconds > 0:
         saved = f"sharing saved {duration(outcome.saved_seconds)}, {outcome.unshared - outcome.shared}"
         text += f" · {saved} of {outcome.unshared} stage runs"
-    console.print(Text.assemble(("done   ", "bold green"), text))
+    _tell(console, text, label=Text("done", "bold green"))
     if outcome.planned is None:
         return
     low, mid, high = outcome.planned["device_seconds"]
     off = (outcome.spent_seconds / mid - 1) * 100 if mid else 0.0
-    said = f"       the plan said {duration(mid)} of training, from {duration(low)} to {duration(high)}: "
+    said = f"the plan said {duration(mid)} of training, from {duration(low)} to {duration(high)}: "
     said += f"{abs(off):.0f} % {'more' if off >= 0 else 'less'} was spent"
     if round(outcome.planned["stage_runs_left"]) == outcome.planned["trained"]:  # the plan was of this invocation
         said += f"; and ~{duration(outcome.planned['seconds'])} of wall, it took {duration(outcome.seconds)}"
-    console.print(said, markup=False)
+    _tell(console, said)
 
 
 def _say_failed(console: Console, what: str, outcome: Outcome, folder: Path) -> None:
-    told = Text.assemble((f"{what}", "bold red"), f"; the causes are in {folder / 'results.csv'}. To try again: ")
-    console.print(told.append(outcome.again, style="bold"))
+    told = Text(f"{what}; the causes are in {folder / 'results.csv'}. To try again: ")
+    _tell(console, told.append(outcome.again, style="bold"), label=Text("failed", "bold red"))
+
+
+def _tell(console: Console, said: Text | str, label: Text | None = None) -> None:
+    """A line behind a margin, or a label in it; broken where a terminal ends, and nowhere else."""
+    label = Text() if label is None else label
+    text = Text(said) if isinstance(said, str) else said
+    if console.is_terminal:
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        grid.add_column(width=6)
+        grid.add_column(overflow="fold")
+        grid.add_row(label, text)
+        console.print(grid)
+    else:
+        console.print(Text(label.plain.ljust(7)).append_text(text), soft_wrap=True)
 
 
 def cost_text(cost: str, value: float) -> str:
