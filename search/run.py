@@ -28,12 +28,13 @@ def main(argv: Sequence[str]) -> int:
         console.print(configs.help_text(), markup=False, soft_wrap=True)
         return DONE
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    again = shlex.join(["python", "-m", "search.run", *argv])
     try:
         pairs = configs.parse_pairs(argv)
         from search import several  # Optuna and pandas take long to import: wrong arguments are refused before
 
         with several.held(pairs):
-            search = several.Search(pairs, console)
+            search = several.Search(pairs, console, again)
             try:
                 if search.work_left():
                     search.check_inputs()
@@ -41,29 +42,31 @@ def main(argv: Sequence[str]) -> int:
             except KeyboardInterrupt:
                 search.write(finished=False)
                 raise
-            return _end(search)
+            return _end(search, console)
     except KeyboardInterrupt:
-        again = shlex.join(["python", "-m", "search.run", *argv])
         console.print(f"interrupted; all finished stages are kept. To go on: {again}", markup=False)
         return INTERRUPTED
     except (ValueError, OSError) as error:
         return _complain(error, BAD_INPUT)
     except RuntimeError as error:
-        return _complain(error, NOTHING)
+        return _complain(error, NOTHING, f"; what had finished is kept. To try again: {again}")
 
 
-def _end(search: Search) -> int:
+def _end(search: Search, console: Console) -> int:
     search.write(finished=True)
     search.close()
     if search.refusal is not None:
         return _complain(ValueError(search.refusal), BAD_INPUT)
     if search.empty:
         return NOTHING
-    return WITH_FAILURES if search.failed else DONE
+    if search.failed:
+        console.print("       exit 3: finished with failures", style="dim")
+        return WITH_FAILURES
+    return DONE
 
 
-def _complain(error: Exception, code: int) -> int:
-    text = " ".join(str(error).split())
+def _complain(error: Exception, code: int, mend: str = "") -> int:
+    text = " ".join(str(error).split()) + mend
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {text}", markup=False, style="red")
     return code
 

@@ -12,10 +12,11 @@ import pandas as pd
 from rich.console import Console
 
 import spaces
+from reports import budget
 from reports.front import COSTS
-from search import box, outputs
+from search import box, outputs, plan
 from search.config import Config, cores
-from search.progress import FrontLine, cost_text
+from search.progress import FrontLine, Standing, brief, cost_text
 from search.study import Record, Study
 from smskd import datasets, pairs
 from smskd.recipe import Recipe, parse
@@ -40,7 +41,7 @@ class Session:
         """
         self.config, self.pair, self._console = config, config.networks.name, console
         self._started = time.monotonic()
-        self._trained = {"search": 0, "confirm": 0}
+        self.trained = {"search": 0, "confirm": 0}
         self._failed_to_confirm: list[tuple[Recipe, Record]] = []
         self.refusal: str | None = None
         space, menu = spaces.load(config.space), config.menu
@@ -133,7 +134,7 @@ class Session:
 
     def ended(self, phase: str, trained: int) -> None:
         """Count the stages that a trial of a phase has trained."""
-        self._trained[phase] += trained
+        self.trained[phase] += trained
 
     def write(self, *, finished: bool) -> pd.DataFrame | None:
         """Write the run's files; the summary of its recipes, or None if nothing is known yet."""
@@ -142,13 +143,13 @@ class Session:
         opened = self.study.attributes.get(_OPENED, {})
         settled = self.study.settled
         facts = {
-            "stage_runs": self._trained["search"],
+            "stage_runs": self.trained["search"],
             "stage_runs_unshared": sum(len(recipe.stages) * len(records) for recipe, records in settled.values()),
             "seconds": time.monotonic() - self._started,
             "sampler": self.study.sampler,
             "confirm": {
                 "seeds": list(self.config.confirm_seeds),
-                "stage_runs": self._trained["confirm"],
+                "stage_runs": self.trained["confirm"],
                 "opened": opened.get("time"),
                 "reopened": opened.get("reopened", False),
             },
@@ -156,7 +157,13 @@ class Session:
             "driver_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "finished": datetime.now(UTC).isoformat(timespec="seconds") if finished else None,
         }
-        return outputs.write(self.config, self._known_bench, settled, self._confirmed(), {"box": self.box(), **facts})
+        return outputs.write(
+            self.config,
+            self._known_bench,
+            settled,
+            self._confirmed(),
+            {"box": self.box(), "plan": self.planned(), **facts},
+        )
 
     def box(self) -> dict[str, Any]:
         """Where hypervolume is measured, as run.json has it; decided when it is first asked for, and kept."""
@@ -201,7 +208,7 @@ class Session:
     @property
     def stage_runs(self) -> int:
         """Stages that this invocation trained, in both phases."""
-        return sum(self._trained.values())
+        return sum(self.trained.values())
 
     @property
     def _known_bench(self) -> dict[str, Any]:
@@ -235,23 +242,50 @@ class Session:
         accuracy = f"{100 * teacher['val_accuracy']:.2f} % on validation"
         self._console.print(f"teacher {teacher['name']}, {teacher['source']}: {accuracy}", markup=False)
 
-    def front_lines(self) -> list[FrontLine]:
-        """The front so far, in order of cost: the last is the most accurate."""
-        if self._bench is None:
-            return []
-        table = outputs.summary(self.config, self._known_bench, self.study.settled)
-        return [
-            FrontLine(
-                pair=self.pair,
-                letter=row["letter"],
-                recipe=str(self.study.settled[row["recipe_id"]][0]),
-                val_accuracy=row["val_accuracy"],
-                val_sd=row["val_sd"],
-                cost=cost_text(self.config.cost, row["cost"]),
-                seeds=row["seeds"],
-            )
-            for row in table[table["front"]].to_dict("records")
-        ]
+    def standing(self) -> Standing:
+        """The front so far, in order of cost, and its hypervolume."""
+        settled = self.study.settled
+        if self._bench is None or not settled:
+            return Standing(pair=self.pair, recipes=0, front=[], hypervolume=None)
+        table = outputs.summary(self.config, self._known_bench, settled)
+        fixed = self.box()
+        allowed = table.loc[table["feasible"], ["val_accuracy", "cost"]].to_numpy()
+        box = budget.Box(error=fixed["error"], cost=fixed["cost"])
+        return Standing(
+            pair=self.pair,
+            recipes=len(settled),
+            hypervolume=budget.hypervolume(allowed * [-1, 1] + [1, 0], box) if len(allowed) else None,
+            front=[
+                FrontLine(
+                    letter=row["letter"],
+                    recipe=brief(settled[row["recipe_id"]][0]),
+                    val_accuracy=row["val_accuracy"],
+                    val_half_width=row["val_half_width"],
+                    cost=cost_text(self.config.costs[0], row["cost"]),
+                    seeds=f"{row['seeds']}/{self.config.seeds}",
+                )
+                for row in table[table["front"]].to_dict("records")
+            ],
+        )
+
+    def counts(self) -> tuple[int, int]:
+        """Recipes that are finished or have failed, and how many there will be."""
+        return len(self.study.settled), max(self.study.limit, len(self.study.settled))
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds of training of all stages of the search, by key, whoever trained them."""
+        return {
+            stage["key"]: stage["device_seconds"]
+            for _, records in self.study.settled.values()
+            for record in records
+            for stage in record["stages"]
+        }
+
+    def planned(self) -> dict[str, Any] | None:
+        """What a plan said of this run before, if there was one, beside what the search has spent."""
+        said = plan.read(self.config.folder)
+        return None if said is None else said | {"spent_device_seconds": sum(self.stages.values())}
 
     def _to_confirm(self, *, freeze: bool = False) -> list[tuple[Recipe, int]]:
         """Members of the front, with fresh seeds that they haven't run with.

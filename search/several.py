@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from reports import front, results, several
 from search.config import Config
-from search.progress import FrontLine, Progress, closing, closing_several
+from search.progress import Outcome, Progress, closing, closing_several
 from search.session import Session
 from search.study import Record
 from smskd.store import Store
@@ -30,13 +31,14 @@ if TYPE_CHECKING:
 class Search:
     """A session for each pair, and what they share."""
 
-    def __init__(self, configs: Sequence[Config], console: Console) -> None:
-        """Open the studies; the caller has `held` the folders.
+    def __init__(self, configs: Sequence[Config], console: Console, again: str) -> None:
+        """Open the studies; the caller has `held` the folders. again: the command, shown where something failed.
 
         Raises:
             ValueError: as Session.
         """
-        self._console = console
+        self._console, self._again = console, again
+        self._started = time.monotonic()
         self.sessions = [Session(config, console) for config in configs]
         self._first = configs[0]
         self._folder = folders(configs)[0]
@@ -90,13 +92,42 @@ class Search:
 
     def close(self) -> None:
         """Print what came of it, after `write`."""
-        trained, failed = sum(session.stage_runs for session in self.sessions), self.failed
         if len(self.sessions) == 1:
-            closing(self._console, self._first, self._summaries[0], trained=trained, failed=failed)
+            closing(self._console, self._first, self._summaries[0], self._outcome())
             return
         pairs = [session.pair for session in self.sessions]
         table = several.table(results.read(self._folder), pairs, self._first.costs, self._first.limits)
-        closing_several(self._console, self._folder, table, trained=trained, failed=failed)
+        closing_several(self._console, self._folder, table, self._outcome())
+
+    def _outcome(self) -> Outcome:
+        table = results.read(self._folder)
+        search = table[(table["phase"] == "search") & (table["status"] == "complete")]
+        stages = [seconds for session in self.sessions for seconds in session.stages.values()]
+        return Outcome(
+            recipes=sum(map(len, self._summaries)),
+            trained=sum(session.stage_runs for session in self.sessions),
+            unshared=int(search["n_stages"].sum()),
+            shared=len(stages),
+            spent_seconds=sum(stages),
+            saved_seconds=float(search["device_seconds"].sum()) - sum(stages),
+            failed=self.failed,
+            planned=self._planned() if all(session.study.complete() for session in self.sessions) else None,
+            seconds=time.monotonic() - self._started,
+            again=self._again,
+        )
+
+    def _planned(self) -> dict[str, Any] | None:
+        """Sums of what a plan of all pairs said, and the stages of the search that were trained now."""
+        said = [plan for session in self.sessions if (plan := session.planned()) is not None]
+        if len(said) < len(self.sessions):
+            return None
+        return {
+            "device_seconds": [sum(ends) for ends in zip(*(plan["device_seconds"] for plan in said), strict=True)],
+            "spent_device_seconds": sum(plan["spent_device_seconds"] for plan in said),
+            "stage_runs_left": sum(plan["stage_runs_left"] for plan in said),
+            "seconds": said[0]["seconds"],  # of the whole command, each says the same
+            "trained": sum(session.trained["search"] for session in self.sessions),
+        }
 
     @property
     def failed(self) -> int:
@@ -131,15 +162,25 @@ class Search:
             by_pair[job.pair].ended(phase, trained)
             progress.ended(job, record, trained)
 
-        def front() -> list[FrontLine]:
-            return [line for s in self.sessions for line in (s.front_lines()[-1:] if many else s.front_lines())]
+        def counts() -> tuple[int, int]:
+            if phase != "search":
+                return total - source.remaining(), total
+            done, wanted = zip(*(session.counts() for session in self.sessions), strict=True)
+            return sum(done), sum(wanted)
 
+        total = source.remaining()
+        said = self._planned() if phase == "search" else None
         with Progress(
             console=self._console,
             title=f"{phase} · {what} on {self._first.data}",
+            counted="recipes" if phase == "search" else "trainings",
+            counts=counts,
             remaining=source.remaining,
-            front=front,
-            several=many,
+            standings=lambda: [session.standing() for session in self.sessions],
+            pairs=list(by_pair),
+            estimate=None if said is None else (said["device_seconds"][1], said["spent_device_seconds"]),
+            again=self._again,
+            causes={pair: session.config.folder / "results.csv" for pair, session in by_pair.items()},
         ) as progress:
             searcher.fit(
                 source,

@@ -23,6 +23,7 @@ from smskd.recipe import Recipe, parse
 from spaces import Trial
 
 SCHEMA = 1
+_NAME = "smskd"
 DEFAULT_TRIALS = 40
 _ENUMERATION_LIMIT = 20_000
 # The attribute of a trial that counts the recipes told before it.
@@ -404,7 +405,7 @@ def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
 def _open(storage: str, identity: Mapping[str, Any]) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        study_name="smskd", storage=storage, directions=["minimize", "minimize"], load_if_exists=True
+        study_name=_NAME, storage=storage, directions=["minimize", "minimize"], load_if_exists=True
     )
     if not study.user_attrs and not study.get_trials(deepcopy=False):
         study.set_user_attr("schema", SCHEMA)
@@ -412,6 +413,27 @@ def _open(storage: str, identity: Mapping[str, Any]) -> optuna.Study:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(["error", "cost"])
+    _check(study, storage, identity)
+    return study
+
+
+def finished(storage: str, identity: Mapping[str, Any]) -> frozenset[str]:
+    """Ids of the recipes that a study has finished; it is read alone, whoever may be at work in it.
+
+    Raises:
+        ValueError: there is no study, or another one.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.load_study(study_name=_NAME, storage=storage)
+    except KeyError:
+        raise ValueError(f"{storage} holds no study of this program: use another storage=, or another out=") from None
+    _check(study, storage, identity)
+    told = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return frozenset(parse(trial.user_attrs["recipe"]).id for trial in told)
+
+
+def _check(study: optuna.Study, storage: str, identity: Mapping[str, Any]) -> None:
     held = study.user_attrs
     if held.get("schema") != SCHEMA:
         raise ValueError(
@@ -421,4 +443,3 @@ def _open(storage: str, identity: Mapping[str, Any]) -> optuna.Study:
     if differing:
         changes = ", ".join(f"{k}: {held['identity'].get(k)} there, {identity[k]} here" for k in differing)
         raise ValueError(f"{storage} holds another search ({changes}): use another out=, or the same settings")
-    return study

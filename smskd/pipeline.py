@@ -168,6 +168,22 @@ def run(
         train_size=train_size, image_size=image_size, teacher=teacher, teacher_epochs=teacher_epochs, store=store,
         device=device,
     )  # fmt: skip
+    return distil(
+        recipe, bench, seed=seed, epochs=epochs, epochs_total=epochs_total, on_stage=on_stage, on_epoch=on_epoch
+    )
+
+
+def distil(
+    recipe: Recipe,
+    bench: Bench,
+    *,
+    seed: int,
+    epochs: int | None = None,
+    epochs_total: int | None = None,
+    on_stage: Callable[[int, StageResult], None] = lambda number, result: None,
+    on_epoch: Callable[[int, int, int], None] = lambda stage, epoch, epochs: None,
+) -> Result:
+    """run() on a bench that is there; arguments and errors as there."""
     per_stage = pairs.split_epochs(len(recipe.stages), bench.pair, epochs=epochs, epochs_total=epochs_total)
     student = _fresh(bench.pair.student, bench.data, seed=_derived(seed, "student"))
     parent: Entry | None = None
@@ -303,7 +319,7 @@ def _prepared(
     network = _fresh(table.teacher, loaded, seed=_derived(0, "teacher"))
     if teacher is not None:
         network.load_state_dict(teachers.read_weights(Path(teacher), network))
-        digest, source = _weights_digest(network), f"file {Path(teacher).name}"
+        digest, source = weights_digest(network), f"file {Path(teacher).name}"
     else:
         entry = _trained_teacher(
             shelf, loaded, table, network, epochs,
@@ -380,26 +396,12 @@ def finish_stage(
     the same weights: a stage stored without those accuracies doesn't stand in for it, and nobody else reads them.
     """
     stage = recipe.stages[-1]
-    anchored = parent is not None and recipe.anchored
-    weights = {name: value for name, value in loss_weights.items() if name in _terms(stage.methods)}
-    identity = {
-        "format": 2,
-        "network": spec.name,
-        "image": [data.channels, data.height, data.width],
-        "data": data.fingerprint,
-        "methods": list(stage.distils),
-        "loss_weights": weights,
-        "anchor": recipe.anchoring if anchored else None,
-        "schedule": asdict(schedule),
-        "epochs": epochs,
-        "parent": parent.digest if parent is not None else None,
-        "init_seed": init_seed if parent is None else None,
-        "teachers": list(teacher_digests),
-        "seed": seed,
-        "code": code_digest(spec.name, stage.distils),
-        "environment": environment(data.mean.device),
-        **({"test_each_epoch": True} if test_each_epoch else {}),  # no part of the other entries' keys
-    }
+    weights = _weights_of(stage, loss_weights)
+    identity = stage_identity(
+        data, spec, schedule, recipe=recipe, parent=None if parent is None else parent.digest, epochs=epochs, seed=seed,
+        init_seed=init_seed, loss_weights=loss_weights, teacher_digests=teacher_digests,
+        test_each_epoch=test_each_epoch,
+    )  # fmt: skip
     key = address(identity)
     entry = store.get(key)
     if entry is None:
@@ -408,7 +410,7 @@ def finish_stage(
             if entry is None:
                 if parent is not None:
                     network.load_state_dict(dict(parent.weights))
-                reference = anchor.freeze(network) if anchored else None
+                reference = anchor.freeze(network) if identity["anchor"] is not None else None
                 tested: list[float] = []
                 testing = 0.0
 
@@ -443,6 +445,88 @@ def finish_stage(
                 return store.put(key, identity, network.state_dict(), facts, learned), True
     network.load_state_dict(dict(entry.weights))
     return entry, False
+
+
+def stage_identity(
+    data: Data,
+    spec: Network,
+    schedule: Schedule,
+    *,
+    recipe: Recipe,
+    parent: str | None,
+    epochs: int,
+    seed: int,
+    init_seed: int,
+    loss_weights: Mapping[str, float],
+    teacher_digests: Sequence[str],
+    test_each_epoch: bool = False,
+) -> dict[str, Any]:
+    """All that the last stage of `recipe` is a function of; its address is the stage's key in the store.
+
+    parent: digest of the stage before; None for the first. The rest as in finish_stage.
+    """
+    stage = recipe.stages[-1]
+    return {
+        "format": 2,
+        "network": spec.name,
+        "image": [data.channels, data.height, data.width],
+        "data": data.fingerprint,
+        "methods": list(stage.distils),
+        "loss_weights": _weights_of(stage, loss_weights),
+        "anchor": recipe.anchoring if parent is not None and recipe.anchored else None,
+        "schedule": asdict(schedule),
+        "epochs": epochs,
+        "parent": parent,
+        "init_seed": init_seed if parent is None else None,
+        "teachers": list(teacher_digests),
+        "seed": seed,
+        "code": code_digest(spec.name, stage.distils),
+        "environment": environment(data.mean.device),
+        **({"test_each_epoch": True} if test_each_epoch else {}),  # no part of the other entries' keys
+    }
+
+
+def held_teacher(store: Store, data: Data, pair: Pair, epochs: int, *, place: int = 0) -> str | None:
+    """Digest of a teacher (by place, as in bench_teacher) that the store has; None if it is still to be trained."""
+    path: tuple[str | int, ...] = ("teacher",) if place == 0 else ("teacher", "of several", place)
+    identity = stage_identity(
+        data, pair.teacher, pair.teacher_schedule, recipe=recipes.parse("ce"), parent=None, epochs=epochs,
+        seed=_derived(0, *path, 1), init_seed=_derived(0, *path), loss_weights={}, teacher_digests=[],
+    )  # fmt: skip
+    return store.digest(address(identity))
+
+
+def held_stages(
+    recipe: Recipe,
+    store: Store,
+    data: Data,
+    pair: Pair,
+    teachers: Mapping[int, str],
+    *,
+    seed: int,
+    per_stage: Sequence[int],
+) -> int:
+    """How many stages of a recipe, from its first, the store has: run() won't train these. No file is verified.
+
+    Args:
+        teachers: digests of those that there are, by place.
+        per_stage: epochs of each stage.
+    """
+    parent: str | None = None
+    for number, (stage, prefix) in enumerate(zip(recipe.stages, recipe.prefixes(), strict=True)):
+        reads = training.reads(stage, recipe, first=parent is None)
+        asked = range(recipe.teachers) if reads else range(0)
+        if not all(place in teachers for place in asked):
+            return number
+        identity = stage_identity(
+            data, pair.student, pair.student_schedule, recipe=prefix, parent=parent, epochs=per_stage[number],
+            seed=_derived(seed, prefix.id, number + 1), init_seed=_derived(seed, "student"),
+            loss_weights=pair.loss_weights, teacher_digests=[teachers[place] for place in asked],
+        )  # fmt: skip
+        parent = store.digest(address(identity))
+        if parent is None:
+            return number
+    return len(recipe.stages)
 
 
 def stage_flops(
@@ -489,6 +573,11 @@ def stage_flops(
     return images * known[case] + known[(*case, "once")]
 
 
+def _weights_of(stage: Stage, loss_weights: Mapping[str, float]) -> dict[str, float]:
+    """Those of the loss weights that a stage uses."""
+    return {name: value for name, value in loss_weights.items() if name in _terms(stage.methods)}
+
+
 def _terms(stage_methods: tuple[str, ...]) -> set[str]:
     """Names of the loss weights that a stage of these methods uses."""
     return {ce.weight_name(stage_methods)}.union(
@@ -509,7 +598,7 @@ def _derived(seed: int, *path: str | int) -> int:
     return int.from_bytes(hashlib.sha256(repr((seed, *path)).encode()).digest()[:7], "big")
 
 
-def _weights_digest(network: nn.Module) -> str:
+def weights_digest(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())

@@ -115,6 +115,13 @@ class Store:
                 place.rename(aside / f"{key}.{uuid.uuid4().hex[:8]}")
             return None
 
+    def digest(self, key: str) -> str | None:
+        """Digest of an entry's weights as its manifest says, for a quick look; nothing is verified. None: no entry."""
+        try:
+            return str(json.loads((self.path(key) / MANIFEST).read_bytes())["weights"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def methods(self, key: str) -> dict[str, Tensor]:
         """What the methods of a stage that is there learned for themselves, by name; verified by get() before."""
         import safetensors.torch
