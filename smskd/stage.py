@@ -21,7 +21,7 @@ from smskd.methods.base import Batch, Method, Task, View
 from smskd.models import Output
 from smskd.pairs import Schedule
 from smskd.recipe import Recipe, Stage
-from smskd.teacher import Teacher
+from smskd.teacher import TABLE_BYTES, Teacher
 
 # Where a step schedule divides the learning rate by ten, as a share of the stage (150, 180, 210 of 240 epochs).
 _MILESTONES = (0.625, 0.75, 0.875)
@@ -29,6 +29,9 @@ _MILESTONES = (0.625, 0.75, 0.875)
 _ONE_CYCLE_RISE, _ONE_CYCLE_START = 0.3, 1 / 25
 # Images an evaluation step: so many, or fewer if they are large.
 _EVALUATION_BATCH, _EVALUATION_PIXELS = 512, 2**22
+# A table of the reference's outputs is kept where at least this share of them is asked for again.
+_TABLE_PAYS = 0.25
+_LOGITS = frozenset({"logits"})
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -188,7 +191,7 @@ def train_stage(
             weight_decay=schedule.weight_decay,
             fused=device.type in ("cpu", "cuda"),
         )
-        hold = None if reference is None else _hold(recipe, student, reference, data, seed)
+        hold = None if reference is None else _hold(recipe, student, reference, data, epochs, seed)
         student.train()
         losses = []
         anchor_weights: list[Tensor] = []
@@ -210,7 +213,7 @@ def train_stage(
                 if hold is not None:
                     weights = _weights(recipe, answers, labels)
                     anchor_weights.append(weights)
-                    named["anchor"] = hold(output, images, weights)
+                    named["anchor"] = hold(output, index, view, images, weights)
                 stacked = torch.stack(list(named.values()))
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(stacked.sum())
@@ -232,23 +235,31 @@ def train_stage(
 
 
 def _hold(
-    recipe: Recipe, student: nn.Module, reference: nn.Module, data: Data, seed: int
-) -> Callable[[View, Tensor, Tensor], Tensor]:
-    """What anchors a step: from the student's outputs, the images and the samples' weights to a loss."""
+    recipe: Recipe, student: nn.Module, reference: nn.Module, data: Data, epochs: int, seed: int
+) -> Callable[[View, Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """What anchors a step: from the student's outputs, places, views, images and the samples' weights to a loss."""
     if recipe.anchor == "ewc":
         generator = torch.Generator(data.mean.device).manual_seed(seed)
         chosen = torch.randperm(len(data.train), generator=generator, device=data.mean.device)[: anchor.FISHER_IMAGES]
         images, labels = data.normalised(data.train.images[chosen]), data.train.labels[chosen]
         information = anchor.fisher(reference, images, labels)
         live, before = dict(student.named_parameters()), dict(reference.named_parameters())
-        return lambda output, images, weights: anchor.ewc_loss(live, before, information, weights.mean())
+        return lambda output, index, view, images, weights: anchor.ewc_loss(live, before, information, weights.mean())
 
-    def to_reference(output: View, images: Tensor, weights: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits = reference(images).logits
+    # the reference is frozen like a teacher, but for this stage alone: a table pays where views come again in it
+    pays = seen_again(data.views, epochs) >= _TABLE_PAYS
+    frozen = Teacher(reference, data, table_bytes=TABLE_BYTES if pays else 0)
+
+    def to_reference(output: View, index: Tensor, view: Tensor, images: Tensor, weights: Tensor) -> Tensor:
+        logits = frozen(index, view, images, _LOGITS).output.logits
         return anchor.anchor_loss(output.output.logits, logits, weights, recipe.anchor_temperature)
 
     return to_reference
+
+
+def seen_again(views: int, epochs: int) -> float:
+    """Which share of the (image, view) that a stage draws it has, on average, drawn before."""
+    return 1 - views * (1 - (1 - 1 / views) ** epochs) / epochs
 
 
 def _weights(recipe: Recipe, answers: Sequence[View], labels: Tensor) -> Tensor:

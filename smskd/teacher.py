@@ -60,12 +60,13 @@ class Teacher:
             if self._ends is None:
                 logits, embedding, hint = self._whole(images)
             else:
-                logits, embedding = self._ends.look_up(rows, images, lambda asked: self._whole(asked)[:2])
+                wanted = [name in reads for name in ("logits", "embedding")]
+                logits, embedding = self._ends.look_up(rows, images, lambda asked: self._whole(asked)[:2], wanted)
         if "hint" in reads and not len(hint):
             if self._hints is None:
                 (hint,) = self._until_hint(images)
             else:
-                (hint,) = self._hints.look_up(rows, images, self._until_hint)
+                (hint,) = self._hints.look_up(rows, images, self._until_hint, [True])
         features = (images.new_empty(0),) * self.hint_index + (hint,)
         return View(Output(logits=logits, embedding=embedding, features=features), self.hint_index)
 
@@ -107,6 +108,7 @@ class _Table:
     def __init__(self, rows: int, probe: Sequence[Tensor]) -> None:
         self._columns = [torch.empty(rows, *t.shape[1:]) for t in probe]
         self._filled = torch.zeros(rows, dtype=torch.bool)
+        self._left = rows
 
     @staticmethod
     def size(rows: int, probe: Sequence[Tensor]) -> int:
@@ -114,16 +116,29 @@ class _Table:
         return 4 * rows * sum(t[0].numel() for t in probe)
 
     def look_up(
-        self, rows: Tensor, images: Tensor, compute: Callable[[Tensor], tuple[Tensor, ...]]
+        self,
+        rows: Tensor,
+        images: Tensor,
+        compute: Callable[[Tensor], tuple[Tensor, ...]],
+        wanted: Sequence[bool],
     ) -> tuple[Tensor, ...]:
-        """The columns' values in these rows [B]; `compute` gives them for images that were never asked for."""
+        """The columns' values in these rows [B], empty where not `wanted`; `compute` gives them all for images that
+        were never asked for.
+        """
+        if self._left:
+            self._fill(rows, images, compute)
+        none = images.new_empty(0)
+        return tuple(column[rows] if asked else none for column, asked in zip(self._columns, wanted, strict=True))
+
+    def _fill(self, rows: Tensor, images: Tensor, compute: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
         missing = (~self._filled[rows]).nonzero().squeeze(1)
-        if len(missing):
-            asked = missing if len(missing) > 1 else missing.expand(2)
-            for column, values in zip(self._columns, compute(images[asked]), strict=True):
-                column[rows[asked]] = values
-            self._filled[rows[asked]] = True
-        return tuple(column[rows] for column in self._columns)
+        if not len(missing):
+            return
+        asked = missing if len(missing) > 1 else missing.expand(2)
+        for column, values in zip(self._columns, compute(images[asked]), strict=True):
+            column[rows[asked]] = values
+        self._left -= len(rows[asked].unique())
+        self._filled[rows[asked]] = True
 
 
 def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:

@@ -390,6 +390,38 @@ def test_for_a_hint_the_teacher_runs_no_deeper(bench: Bench) -> None:
     assert teacher.part(frozenset({"hint"})) is not network and teacher.part(frozenset({"logits", "hint"})) is network
 
 
+def test_a_table_and_a_live_reference_train_the_same_student(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+    forward = models.staged.Staged.forward
+
+    def counted(network: nn.Module, images: torch.Tensor) -> models.Output:
+        nonlocal asked
+        asked += network is reference
+        return forward(network, images)
+
+    found = []
+    for pays in (training._TABLE_PAYS, 2.0):
+        monkeypatch.setattr(training, "_TABLE_PAYS", pays)
+        student = fresh()
+        reference = anchor.freeze(student)
+        train(student, "kd", bench)
+        with monkeypatch.context() as patch:
+            patch.setattr(models.staged.Staged, "forward", counted)
+            train(student, "kd>kd", bench, reference=reference, epochs=3)
+        found.append((state_digest(student), asked))
+        asked = 0
+    (tabled, few), (live, many) = found
+    assert tabled == live
+    assert few < many / 2  # one epoch of three, and a look at the shapes
+
+
+def test_how_much_is_seen_again() -> None:
+    assert training.seen_again(1, 12) == pytest.approx(11 / 12)
+    drawn = np.random.default_rng(0).integers(50, size=(4000, 12))
+    distinct = np.mean([len(set(row)) for row in drawn.tolist()])
+    assert training.seen_again(50, 12) == pytest.approx(1 - distinct / 12, abs=0.005)
+
+
 def test_a_single_missing_row_is_the_live_answer_bit_for_bit(bench: Bench) -> None:
     data = padded(bench.data, flip=True)
     everything = frozenset({"logits", "embedding", "hint"})
