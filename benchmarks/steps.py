@@ -7,6 +7,8 @@ machine is noisy for all; a ratio is the median of those of the rounds.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import statistics
 import sys
 import time
@@ -25,7 +27,13 @@ from smskd.data import Data, Split
 from smskd.teacher import Teacher
 
 # kind: recipe whose last stage is timed, and how many times the bare step it may take
-KINDS = {"bare": ("ce", 1.0), "kd": ("kd", 1.15), "stage 2": ("kd>kd", 1.3), "fitnets": ("fitnets", 1.3), "rkd": ("rkd", 1.3)}
+KINDS = {
+    "bare": ("ce", 1.0),
+    "kd": ("kd", 1.15),
+    "stage 2": ("kd>kd", 1.3),
+    "fitnets": ("fitnets", 1.3),
+    "rkd": ("rkd", 1.3),
+}
 EPOCHS = 4
 MATRIX = 1024
 
@@ -80,14 +88,18 @@ def step_seconds(case: Case, rounds: int) -> tuple[dict[str, list[float]], float
                 loss_weights=pair.loss_weights,
                 epochs=EPOCHS,
                 seed=0,
-                on_epoch=lambda epoch, ends=ends: ends.append(time.perf_counter()),
+                on_epoch=functools.partial(_note, ends),
             )
-            epochs = [after - before for before, after in zip(ends, ends[1:], strict=False)]  # but for the first
+            epochs = [after - before for before, after in itertools.pairwise(ends)]  # but for the first
             out[kind].append(statistics.median(epochs) / steps)
     student = models.build(pair.student.name, **shape)
     images = case.data.normalised(case.data.train.images[:batch])
     flops = cost.TRAINING_OVER_FORWARD * batch * cost.forward_flops(student, images, images=batch)
     return out, flops
+
+
+def _note(ends: list[float], epoch: int) -> None:
+    ends.append(time.perf_counter())
 
 
 def peak_flops(rounds: int) -> float:
@@ -102,7 +114,7 @@ def peak_flops(rounds: int) -> float:
 
 
 def images_per_second(rounds: int) -> tuple[float, float]:
-    """Random crops and flips of CIFAR-shaped images, normalised, in batches of 64: ours, and a DataLoader over PIL's."""
+    """Random crops and flips of CIFAR-shaped images, normalised, in batches of 64: ours; a DataLoader over PIL's."""
     data = cifar_shaped(2048, pad=4, flip=True)
     assert isinstance(data.train.images, torch.Tensor), "made so above"
     pixels = data.train.images.permute(0, 2, 3, 1).numpy()

@@ -137,7 +137,7 @@ class _Table:
         asked = missing if len(missing) > 1 else missing.expand(2)
         for column, values in zip(self._columns, compute(images[asked]), strict=True):
             column[rows[asked]] = values
-        self._left -= len(rows[asked].unique())
+        self._left -= len(torch.unique(rows[asked]))
         self._filled[rows[asked]] = True
 
 
