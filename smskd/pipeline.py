@@ -206,7 +206,7 @@ def bench_teacher(bench: Bench, place: int) -> tuple[Teacher, str, float]:
             bench.store, bench.data, bench.pair, network, bench.teacher_epochs,
             seed=_derived(0, "teacher", "of several", place, 1), init_seed=_derived(0, "teacher", "of several", place),
         )  # fmt: skip
-        bench.more[place] = Teacher(network, bench.data), entry
+        bench.more[place] = _with_table(network, bench.data, bench.store, bench.pair, entry.digest), entry
     teacher, entry = bench.more[place]
     return teacher, entry.digest, float(entry.facts["train_flops"])
 
@@ -303,13 +303,24 @@ def _prepared(
         pair=table,
         data=loaded,
         store=shelf,
-        teacher=Teacher(network, loaded),
+        teacher=_with_table(network, loaded, shelf, table, digest),
         teacher_digest=digest,
         teacher_accuracy=training.accuracy(network, loaded, loaded.validation),
         teacher_source=source,
         teacher_epochs=epochs,
         validation=Validation(loaded, table.student_schedule.batch_size),
     )
+
+
+def _with_table(network: nn.Module, data: Data, store: Store, pair: Pair, digest: str) -> Teacher:
+    """A teacher whose outputs are shared by the processes that use this store on this machine, where that can be."""
+    identity = {
+        "teacher": digest,
+        "data": data.fingerprint,
+        "code": code_digest(pair.teacher.name, ()),
+        "environment": environment(data.mean.device),
+    }
+    return Teacher(network, data, folder=store.table(identity))
 
 
 def _trained_teacher(

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
 import sys
 import time
@@ -187,8 +188,8 @@ class Store:
         return Entry(key=key, weights=weights, digest=digest, facts=facts)
 
     def size_bytes(self) -> int:
-        """Bytes of all files in the store."""
-        return sum(file.stat().st_size for file in self.root.rglob("*") if file.is_file())
+        """Bytes of all finished stages."""
+        return sum(file.stat().st_size for file in (self.root / "entries").rglob("*") if file.is_file())
 
     def own(self, owner: Path, keys: Iterable[str]) -> None:
         """Note what a run has in its results: as long as its folder exists, `prune` lets these entries be, and their
@@ -198,6 +199,20 @@ class Store:
         temporary = place.with_suffix(f".{uuid.uuid4().hex}")
         _write_synced(temporary, canonical({"owner": str(owner.absolute()), "keys": sorted(set(keys))}).encode())
         temporary.replace(place)
+
+    def table(self, identity: Mapping[str, Any]) -> Path | None:
+        """A folder for a table that processes of this machine fill and read together; None where that isn't safe.
+
+        It may vanish at any time: what is in it can be computed again. It isn't synced, so that after a power cut it
+        could hold anything: it is of this boot of this machine alone. Another process may see writes in another order
+        than they were made, but for x86.
+        """
+        boot = Path("/proc/sys/kernel/random/boot_id")
+        if platform.machine() not in ("x86_64", "AMD64") or not boot.is_file():
+            return None
+        folder = self.root / "tables" / boot.read_text().strip() / address(identity)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def entries(self) -> list[Listed]:
         """All entries, the longest unused first; those that can't be read are left out (`verified` sets them aside)."""
@@ -237,9 +252,10 @@ class Store:
         """Remove entries, the longest unused first, until all together take no more than the limit; what was removed.
 
         Entries that a run needs stay, whatever the limit, as do those that somebody is about to write. What was set
-        aside as damaged goes first.
+        aside as damaged goes first, and tables, whose users keep what they have opened.
         """
-        shutil.rmtree(self.root / "aside", ignore_errors=True)
+        for folder in ("aside", "tables"):
+            shutil.rmtree(self.root / folder, ignore_errors=True)
         entries = self.entries()
         total, removed = sum(entry.bytes for entry in entries), []
         for entry in entries:
@@ -369,9 +385,8 @@ def main(argv: Sequence[str]) -> int:
         for entry in entries:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
             runs = ", ".join(entry.needed_by) or "no run"
-            _say(
-                f"{entry.key[:16]}  {entry.network} {entry.methods}  {_size(entry.bytes)}  used {when}  needed by {runs}"
-            )
+            what = f"{entry.network} {entry.methods}  {_size(entry.bytes)}"
+            _say(f"{entry.key[:16]}  {what}  used {when}  needed by {runs}")
     needed = sum(entry.bytes for entry in entries if entry.needed_by)
     total = sum(entry.bytes for entry in entries)
     _say(f"{len(entries)} entries, {_size(total)}, of which runs need {_size(needed)}")

@@ -390,6 +390,46 @@ def test_for_a_hint_the_teacher_runs_no_deeper(bench: Bench) -> None:
     assert teacher.part(frozenset({"hint"})) is not network and teacher.part(frozenset({"logits", "hint"})) is network
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_processes_share_a_table(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+    folder = Store(tmp_path).table({"teacher": bench.teacher_digest})
+    assert folder is not None, "on x86 Linux, where these tests run"
+    if full:
+
+        def no_room(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.posix_fallocate", no_room)
+    live = fresh()
+    train(live, "kd+fitnets", bench, teacher=Teacher(bench.teacher.network, bench.data, table_bytes=0), epochs=2)
+    asked = []
+    for _ in range(2):  # as two processes would: each opens the files
+        network = copy.deepcopy(bench.teacher.network)
+        teacher = Teacher(network, bench.data, folder=folder)
+        seen: list[int] = []
+        network.register_forward_hook(lambda _, inputs, __, seen=seen: seen.append(len(inputs[0])))
+        student = fresh()
+        train(student, "kd+fitnets", bench, teacher=teacher, epochs=2)
+        assert state_digest(student) == state_digest(live)
+        asked.append(sum(seen))
+    first, second = asked
+    assert (second == first) if full else (second <= 2 < 100 <= first)  # two images show the shapes
+
+
+def test_a_row_that_was_written_and_not_marked_is_computed_again(bench: Bench, tmp_path: Path) -> None:
+    index, view = torch.arange(8), torch.zeros(8, dtype=torch.long)
+    images = bench.data.augmented(index, view)
+    reads = frozenset({"logits"})
+    wanted = Teacher(bench.teacher.network, bench.data)(index, view, images, reads).output.logits
+    Teacher(bench.teacher.network, bench.data, folder=tmp_path)(index, view, images, reads)
+    columns = sorted(tmp_path.glob("ends-*"))
+    for file in columns[:-1]:
+        file.write_bytes(bytes(len(file.read_bytes())))  # as a process that died between the two would leave them
+    columns[-1].write_bytes(bytes(columns[-1].stat().st_size))
+    again = Teacher(bench.teacher.network, bench.data, folder=tmp_path)(index, view, images, reads)
+    assert torch.equal(again.output.logits, wanted)
+
+
 def test_a_table_and_a_live_reference_train_the_same_student(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = 0
     forward = models.staged.Staged.forward

@@ -210,6 +210,16 @@ def test_what_a_run_needs_is_never_pruned(tmp_path: Path) -> None:
     assert _held(store, keys) == set()
 
 
+def test_pruning_takes_tables_too(tmp_path: Path) -> None:
+    store, _ = _chain(tmp_path)
+    folder = store.table({"teacher": "t"})
+    assert folder is not None and folder == store.table({"teacher": "t"}) != store.table({"teacher": "u"})
+    (folder / "ends-0").write_bytes(bytes(9))
+    before = store.size_bytes()
+    store.prune(2**30)
+    assert not folder.exists() and store.size_bytes() == before
+
+
 def test_an_entry_that_somebody_is_about_to_write_is_not_pruned(tmp_path: Path) -> None:
     store, keys = _chain(tmp_path)
     with Store(tmp_path).lock(keys["first"]):
