@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import moocore
 import numpy as np
@@ -12,6 +15,10 @@ from reports import results as results_module
 from reports.statistics import half_width, pooled_sd
 
 COSTS = {"flops": "train_flops", "seconds": "device_seconds", "params": "params", "latency": "latency_ms"}
+# Names of the limits that a run may set, and the columns that they bound.
+LIMITS = {"params": "params", "latency_ms": "latency_ms", "flops": "train_flops"}
+Limits = Mapping[str, float | None]
+NO_LIMITS: Limits = MappingProxyType({})
 _SAME = ["recipe", "pair", "weighting", "lambda_base", "anchor", "teachers", "n_stages", "epochs", "total_epochs"]
 _MEANS = ["train_flops", "device_seconds", "params", "latency_ms"]
 SUMMARY = [
@@ -27,7 +34,7 @@ SUMMARY = [
         "epochs",
         "total_epochs",
     ),
-    *("seeds", "val_accuracy", "val_half_width", "val_sd", *_MEANS, "cost", "front", "letter"),
+    *("seeds", "val_accuracy", "val_half_width", "val_sd", *_MEANS, "cost", "feasible", "front", "letter"),
     *("test_accuracy", "test_half_width", "test_sd", "confirm_seeds", "holds"),
 ]
 
@@ -52,58 +59,76 @@ def nondominated(points: np.ndarray) -> np.ndarray:
     return np.asarray(moocore.is_nondominated(points, keep_weakly=True), dtype=np.bool_)
 
 
-def summarise(results: pd.DataFrame, cost: str) -> pd.DataFrame:
+def objectives(info: Mapping[str, Any]) -> tuple[list[str], dict[str, float | None]]:
+    """The costs of a run.json, the first one first, and its limits; as `summarise` takes them."""
+    return list(info.get("objectives", ["error", info["config"].get("cost", "flops")]))[1:], dict(
+        info.get("limits", {})
+    )
+
+
+def summarise(results: pd.DataFrame, costs: Sequence[str], limits: Limits = NO_LIMITS) -> pd.DataFrame:
     """One row per recipe whose search rows are all complete, sorted by cost, then recipe_id; columns as in SUMMARY.
 
     Accuracies are means over seeds, as fractions. *_half_width: of the 95 % t interval with the standard deviation
-    pooled over recipes, null where no recipe has two seeds. *_sd: the recipe's own. cost: the mean of the chosen cost.
-    front: non-dominated in (1 - val_accuracy, cost). letter: A, B, ... on the front in order of cost, "" elsewhere.
-    holds: still non-dominated in (1 - test_accuracy, cost) among the confirmed; null where not confirmed.
+    pooled over recipes, null where no recipe has two seeds. *_sd: the recipe's own. cost: the mean of the first cost.
+    feasible: no mean is above its limit. front: feasible, and non-dominated among these in 1 - val_accuracy and every
+    cost. letter: A, B, ... on the front in order of cost, "" elsewhere. holds: still non-dominated in 1 - test_accuracy
+    and every cost among the confirmed; null where not confirmed.
+
+    Args:
+        results: the table of results, of one pair.
+        costs: one or more of COSTS; the front is in all of them.
+        limits: of LIMITS, the largest value that a recipe may have; None is no limit.
 
     Raises:
-        ValueError: the cost is unknown, or wasn't measured for a recipe.
+        ValueError: a cost or a limit is unknown, or wasn't measured for a recipe.
     """
-    if cost not in COSTS:
-        raise ValueError(f"cost must be one of {', '.join(COSTS)}, but got {cost!r}")
+    for cost in costs:
+        if cost not in COSTS:
+            raise ValueError(f"cost must be one of {', '.join(COSTS)}, but got {cost!r}")
+    bounds = {LIMITS[name]: bound for name, bound in limits.items() if bound is not None}
     search = _complete(results[results["phase"] == "search"])
     by_recipe = search.groupby("recipe_id", sort=True)
     accuracy = _accuracy(search, "val_accuracy", "val", "seeds")
     out = by_recipe[_SAME].first().join(accuracy).join(by_recipe[_MEANS].mean())
-    out["cost"] = out[COSTS[cost]]
-    if out["cost"].isna().any():
-        missing = out[out["cost"].isna()].iloc[0]
-        known = [name for name, column in COSTS.items() if out[column].notna().all()]
-        raise ValueError(
-            f"cost={cost} needs {COSTS[cost]} for every complete recipe, but {missing['recipe']} ({missing.name}) has "
-            f"none; costs measured for all are {', '.join(known)}"
-        )
+    columns = [COSTS[cost] for cost in costs]
+    needed = {COSTS[cost]: f"cost={cost}" for cost in reversed(costs)}
+    needed |= {column: f"max_{name}=" for name, column in LIMITS.items() if column in bounds}
+    for column, asked in needed.items():
+        if out[column].isna().any():
+            missing = out[out[column].isna()].iloc[0]
+            known = [name for name, column in COSTS.items() if out[column].notna().all()]
+            raise ValueError(
+                f"{asked} needs {column} for every complete recipe, but {missing['recipe']} ({missing.name}) has none; "
+                f"costs measured for all are {', '.join(known)}"
+            )
+    out["cost"] = out[columns[0]]
+    out["feasible"] = (out[list(bounds)] <= list(bounds.values())).all(axis=1)
     out = out.reset_index().sort_values(["cost", "recipe_id"], ignore_index=True)
-    out["front"] = nondominated(np.column_stack([1 - out["val_accuracy"], out["cost"]]))
+    out["front"] = out["feasible"]
+    allowed = out[out["feasible"]]
+    out.loc[out["feasible"], "front"] = nondominated(_points(allowed, "val_accuracy", columns))
     out["letter"] = pd.Series("", index=out.index, dtype="str")
     out.loc[out["front"], "letter"] = [letter(i) for i in range(int(out["front"].sum()))]
 
     confirmed = _complete(results[results["phase"] == "confirm"], also="test_accuracy")
     out = out.merge(_accuracy(confirmed, "test_accuracy", "test", "confirm_seeds").reset_index(), "left", "recipe_id")
     out["confirm_seeds"] = out["confirm_seeds"].astype("Int64")
-    out["holds"] = holds(out, "cost")
-    return out.astype({"seeds": "int64", "front": "bool", "letter": "str"})[SUMMARY]
-
-
-def holds(summary: pd.DataFrame, cost_column: str) -> pd.Series[bool]:
-    """Is a row non-dominated in (1 - test_accuracy, cost_column) among the confirmed ones? Null where not confirmed."""
-    out = pd.Series(pd.NA, index=summary.index, dtype="boolean")
-    tested = summary["test_accuracy"].notna()
-    out[tested] = nondominated(
-        np.column_stack([1 - summary.loc[tested, "test_accuracy"], summary.loc[tested, cost_column]])
-    )
-    return out
+    tested = out["test_accuracy"].notna()
+    out["holds"] = pd.Series(pd.NA, index=out.index, dtype="boolean")
+    out.loc[tested, "holds"] = nondominated(_points(out[tested], "test_accuracy", columns))
+    return out.astype({"seeds": "int64", "feasible": "bool", "front": "bool", "letter": "str"})[SUMMARY]
 
 
 def winner(summary: pd.DataFrame) -> str | None:
-    """The recipe_id of the highest mean validation accuracy; ties go to the lower cost, then the lower id."""
-    if summary.empty:
+    """The recipe_id of the highest mean validation accuracy; ties go to the lower cost, then the lower id.
+
+    None: no recipe has finished that keeps to the limits.
+    """
+    allowed = summary[summary["feasible"]]
+    if allowed.empty:
         return None
-    order = summary.sort_values(["val_accuracy", "cost", "recipe_id"], ascending=[False, True, True])
+    order = allowed.sort_values(["val_accuracy", "cost", "recipe_id"], ascending=[False, True, True])
     return str(order["recipe_id"].iloc[0])
 
 
@@ -122,6 +147,11 @@ def letter(index: int) -> str:
         index, rest = divmod(index - 1, 26)
         text = chr(ord("A") + rest) + text
     return text
+
+
+def _points(summary: pd.DataFrame, accuracy: str, costs: Sequence[str]) -> np.ndarray:
+    """[n, 1 + m]: what is minimised, with m costs."""
+    return np.column_stack([1 - summary[accuracy], *(summary[column] for column in costs)]).reshape(-1, 1 + len(costs))
 
 
 def _complete(rows: pd.DataFrame, also: str = "val_accuracy") -> pd.DataFrame:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from reports import figures, paper, stages
-from reports.front import COSTS, nondominated, summarise, winner
+from reports.front import COSTS, nondominated, objectives, summarise, winner
 from reports.recipe_file import recipe_yaml
 from reports.results import STATUSES
 from reports.statistics import Gain, paired_gain, sampling_half_width
@@ -83,7 +83,7 @@ def contents(
         ValueError: the config names no known cost, or one that wasn't measured.
     """
     config = info["config"]
-    summary = summarise(results, str(config.get("cost", "flops")))
+    summary = summarise(results, *objectives(info))
     rows: Sequence[Row] = summary.to_dict("records")
     page: dict[str, Any] = {
         "title": f"{_get(info, 'teacher', 'name')} → {_get(info, 'student', 'name')}, {_get(info, 'dataset', 'name')}",

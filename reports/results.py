@@ -14,9 +14,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA = 2
+SCHEMA = 3
 PHASES = ("search", "confirm")
 STATUSES = ("complete", "failed", "pruned")
+_OF_TEST = ("test_accuracy", "test_best_accuracy")
 _KEY = b"smskd_schema"
 _AGAIN = "run the same search command again: finished stages are kept, and the table is written anew"
 
@@ -36,13 +37,22 @@ COLUMNS: dict[str, Column] = {
     "data": Column("str", False, "data set"),
     "seed": Column("int64", False, "seed of this training"),
     "phase": Column("str", False, "`search` (chosen on validation) or `confirm` (trained again with fresh seeds)"),
-    "status": Column("str", False, "`complete`, `failed` or `pruned`"),
-    "error": Column("str", True, "cause of a failure"),
+    "place": Column("int64", False, "place in the order in which recipes were finished, from 0; prefixes first"),
+    "status": Column("str", False, "`complete`, `failed` or `pruned` (given up, or not begun)"),
+    "error": Column("str", True, "cause of a failure, or why a recipe was given up"),
     "val_accuracy": Column("float64", True, "accuracy on the validation split after the last epoch, 0 to 1"),
     "test_accuracy": Column("float64", True, "accuracy on the test split after the last epoch, 0 to 1; `confirm` only"),
+    "test_best_accuracy": Column(
+        "float64",
+        True,
+        "highest test accuracy of any epoch, 0 to 1: flattered by its choice; `confirm` under `protocol=paper` only",
+    ),
     "train_flops": Column("float64", True, "training cost as if no stage were shared, floating-point operations"),
     "device_seconds": Column("float64", True, "training time as if no stage were shared, seconds"),
-    "spent_seconds": Column("float64", True, "training time of the stages that no earlier row had paid for, seconds"),
+    "spent_flops": Column("float64", True, "training cost of the stages that no row of an earlier place had paid for"),
+    "spent_seconds": Column(
+        "float64", True, "training time of the stages that no row of an earlier place had paid for"
+    ),
     "params": Column("int64", False, "parameters of the student"),
     "latency_ms": Column("float64", True, "inference time of the student, milliseconds; null unless measured"),
     "epochs": Column("int64", False, "epochs of each stage; of the longest where a total is split"),
@@ -65,10 +75,11 @@ def write(rows: Sequence[Mapping[str, object]], folder: Path) -> None:
     """Write results.parquet and results.csv into `folder`, each whole or not at all.
 
     The same rows in any order give the same files: rows are sorted by pair, phase, number of stages, recipe, id and
-    seed, which is not the order in which they were trained. A nullable column may be left out of a row.
+    seed, which is not the order in which they were trained: that is `place`. A nullable column may be left out.
 
     Raises:
-        ValueError: a row lacks a column, has an unknown one, a value of the wrong type or range, or occurs twice.
+        ValueError: a row lacks a column, has an unknown one, a value of the wrong type or range, or occurs
+            twice; or two rows of a pair have one place.
     """
     checked = [_check(row) for row in rows]
     order = ("n_stages", "recipe", "recipe_id", "seed")
@@ -76,6 +87,11 @@ def write(rows: Sequence[Mapping[str, object]], folder: Path) -> None:
     for before, after in itertools.pairwise(checked):
         if all(before[name] == after[name] for name in ("pair", "recipe_id", "seed", "phase")):
             raise ValueError(f"one row per pair, recipe_id, seed and phase must hold, but two rows are {_name(after)}")
+    taken: dict[tuple[object, object], Mapping[str, object]] = {}
+    for row in checked:
+        other = taken.setdefault((row["pair"], row["place"]), row)
+        if other is not row:
+            raise ValueError(f"place {row['place']} must be of one row, but is of {_name(other)} and of {_name(row)}")
     schema = pa.schema([pa.field(name, _ARROW[column.dtype]) for name, column in COLUMNS.items()])
     table = pa.Table.from_pylist(checked, schema=schema.with_metadata({_KEY: str(SCHEMA).encode()}))
     sink = pa.BufferOutputStream()
@@ -136,8 +152,8 @@ def schema_markdown() -> str:
         "",
         f"`results.parquet` (schema version {SCHEMA} under `{_KEY.decode()}` in the file's metadata) and its copy as",
         "text, `results.csv`, hold one row per pair, recipe, seed and phase. Rows are sorted by pair, phase,",
-        "number of stages, recipe, id and seed, which is not the order of training. `python -m reports.results` prints",
-        "this page.",
+        "number of stages, recipe, id and seed, which is not the order of training: `place` is. `python -m",
+        "reports.results` prints this page.",
         "",
         "| column | type | null | meaning |",
         "|---|---|---|---|",
@@ -158,7 +174,7 @@ def _check(row: Mapping[str, object]) -> dict[str, object]:
     out = {name: _value(name, column, row) for name, column in COLUMNS.items()}
     _one_of("phase", PHASES, row)
     _one_of("status", STATUSES, row)
-    for name in ("val_accuracy", "test_accuracy"):
+    for name in ("val_accuracy", *_OF_TEST):
         value = out[name]
         if isinstance(value, float) and not 0 <= value <= 1:
             raise ValueError(f"{name} must be a fraction from 0 to 1, but is {value} in {_name(row)}")
@@ -166,8 +182,9 @@ def _check(row: Mapping[str, object]) -> dict[str, object]:
     for name in needed:
         if out[name] is None:
             raise ValueError(f"a complete row has {name}, but {_name(row)} has none; is its status failed?")
-    if out["phase"] == "search" and out["test_accuracy"] is not None:
-        raise ValueError(f"test_accuracy belongs to phase confirm only, but {_name(row)} has one")
+    for name in _OF_TEST:
+        if out["phase"] == "search" and out[name] is not None:
+            raise ValueError(f"{name} belongs to phase confirm only, but {_name(row)} has one")
     return out
 
 

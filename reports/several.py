@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.front import summarise, winner
+from reports.front import NO_LIMITS, Limits, objectives, summarise, winner
 from reports.statistics import Gain, half_width, paired_gain, pooled_sd
 from reports.text import MINUS, NONE, TIMES, display, duration, known, percent, plural, points, settings, when
 
@@ -42,7 +42,9 @@ def is_several(run: Path) -> bool:
         return False
 
 
-def table(results: pd.DataFrame, pairs: Sequence[str], cost: str) -> pd.DataFrame:
+def table(
+    results: pd.DataFrame, pairs: Sequence[str], costs: Sequence[str], limits: Limits = NO_LIMITS
+) -> pd.DataFrame:
     """One row a pair, in the order given, and a last one with the mean of their gains; columns as in COLUMNS.
 
     The baseline is `ce`, the student alone, where it was searched, else the best recipe of one stage on validation. A
@@ -51,17 +53,18 @@ def table(results: pd.DataFrame, pairs: Sequence[str], cost: str) -> pd.DataFram
     chosen. The interval of the mean takes the pairs as the sample.
 
     Raises:
-        ValueError: the cost is unknown, or wasn't measured.
+        ValueError: as summarise, which says what costs and limits are.
     """
     rows, gains = [], []
     for pair in pairs:
         own = results[results["pair"] == pair]
-        summary = summarise(own, cost)
+        summary = summarise(own, costs, limits)
         row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"pair": pair}
         found: dict[str, Gain] = {}
-        if not summary.empty:
+        chosen = winner(summary)
+        if chosen is not None:
             by_id = summary.set_index("recipe_id", drop=False)
-            best = by_id.loc[winner(summary)]
+            best = by_id.loc[chosen]
             row |= {key: best[key] for key in COLUMNS.keys() & set(summary.columns)} | {"epochs": best["total_epochs"]}
             base = _baseline(summary)
             if base is not None:
@@ -106,8 +109,8 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any]) -> dict[str, Any]:
     names = config["pair"]
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"pair in the config of run.json must be a list of names, but is {names!r}")
-    cost = str(config.get("cost"))
-    rows: Sequence[Row] = table(results, names, cost).to_dict("records")
+    costs, limits = objectives(info)
+    rows: Sequence[Row] = table(results, names, costs, limits).to_dict("records")
     failed = int((results["status"] == "failed").sum())
     opened_again = any(_get(info, name, "confirm", "reopened") is True for name in names)
     badges = [] if info.get("finished") else ["unfinished"]
@@ -126,7 +129,7 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any]) -> dict[str, Any]:
         "split": rows[-1]["split"] if known(rows[-1]["split"]) else "",
         "forest": forest(rows),
         "names": names,
-        "recipes": _recipes(results, names, cost),
+        "recipes": _recipes(results, names, costs),
         "provenance": _provenance(info),
     }
 
@@ -177,7 +180,8 @@ def forest(rows: Sequence[Row]) -> dict[str, Any] | None:
 
 def _baseline(summary: pd.DataFrame) -> str | None:
     alone = summary[summary["recipe"] == "ce"]
-    return winner(alone if len(alone) else summary[summary["n_stages"] == 1])
+    # a limit is no bar to being compared with
+    return winner((alone if len(alone) else summary[summary["n_stages"] == 1]).assign(feasible=True))
 
 
 def _gains(results: pd.DataFrame, best: str, base: str) -> dict[str, Gain]:
@@ -218,9 +222,9 @@ def _pair(row: Row, info: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _recipes(results: pd.DataFrame, pairs: Sequence[str], cost: str) -> list[dict[str, Any]]:
+def _recipes(results: pd.DataFrame, pairs: Sequence[str], costs: Sequence[str]) -> list[dict[str, Any]]:
     """Recipes that finished for all pairs, shortest first: accuracy for each pair, and the mean over pairs."""
-    summaries = [summarise(results[results["pair"] == pair], cost) for pair in pairs]
+    summaries = [summarise(results[results["pair"] == pair], costs) for pair in pairs]
     finished: list[dict[str, Row]] = [{row["recipe_id"]: row for row in s.to_dict("records")} for s in summaries]
     rows = sorted(finished[0].values(), key=lambda row: (row["n_stages"], row["recipe"], row["recipe_id"]))
     out = []

@@ -20,13 +20,14 @@ from smskd.recipe import ANCHORS, WEIGHTINGS, Stage, make
 from spaces import Menu
 
 COSTS = ("flops", "seconds", "params", "latency")
+PROTOCOLS = ("honest", "paper")
 SAMPLERS = ("exhaustive", "tpe", "nsga2", "random")
 # Fresh seeds of the confirmation stand this far from those of the search; two studies' seeds stand twice as far apart.
 _SEED_STRIDE = 50_000
 # A space that compares systems gives each as many epochs as this many stages have.
 _COMPARISON_STAGES = 3
 # What decides a search's numbers; a run folder holds one search only. The rest may change when a run is taken up again.
-_FREE = ("trials", "confirm", "cpus", "gpus", "address", "store", "out", "storage", "reopen_test")
+_FREE = ("protocol", "trials", "confirm", "cpus", "gpus", "address", "store", "out", "storage", "reopen_test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,11 @@ class Config:
     )
     seeds: int = cli.key(3, "seeds per recipe in the search")
     confirm: int = cli.key(5, "fresh seeds for each member of the front, on the test split; 0: leave that out")
+    protocol: str = cli.key(
+        "honest",
+        "of the confirmation: honest, or paper, which also looks at the test split after every epoch and records the "
+        "best, in a column that nothing is chosen by",
+    )
     seed: int = cli.key(0, "of the whole study; another one draws everything anew")
     trials: int | None = cli.key(None, "how many recipes at most (default: all of a finite space, else 40)")
     sampler: str | None = cli.key(
@@ -93,6 +99,9 @@ class Config:
         object.__setattr__(self, "pair", self.networks.name)
         datasets.check(self.data, data_dir=self.data_dir, image_size=self.image_size)
         names.check("cost", self.cost, COSTS)
+        names.check("protocol", self.protocol, PROTOCOLS)
+        if self.protocol == "paper" and self.confirm == 0:
+            raise ValueError("protocol=paper is of the confirmation, so confirm >= 1 must hold, but got confirm=0")
         if self.sampler is not None:
             names.check("sampler", self.sampler, SAMPLERS)
         if not self.methods:
@@ -172,6 +181,16 @@ class Config:
         """Fresh ones, for the members of the front."""
         first = 2 * _SEED_STRIDE * self.seed + _SEED_STRIDE
         return tuple(range(first, first + self.confirm))
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """What is minimised beside the error."""
+        return (self.cost,)
+
+    @property
+    def limits(self) -> dict[str, float | None]:
+        """The largest value that a recipe of the front may have, by the names of reports.front.LIMITS; None: any."""
+        return {"params": None, "latency_ms": None, "flops": None}
 
     @property
     def networks(self) -> Pair:

@@ -27,15 +27,17 @@ _PACKAGES = ("torch", "torchvision", "ray", "optuna", "pandas")
 def rows(config: Config, bench: Mapping[str, Any], search: Settled, confirm: Settled) -> list[dict[str, Any]]:
     """One row per recipe, seed and phase.
 
-    A stage is paid for by the first row that has it: the sum of spent_seconds is what all stages cost, each once.
+    search: in the order in which recipes were finished. A stage is paid for by the row of the earliest place that has
+    it: the sums of spent_flops and spent_seconds are what all stages cost, each once.
     """
     paid: set[str] = set()
-    table = []
-    for phase, settled in (("search", search), ("confirm", confirm)):
-        for recipe, record in _ordered(settled):
+    table: list[dict[str, Any]] = []
+    in_search = [(recipe, record) for recipe, records in search.values() for record in records]
+    for phase, ended in (("search", in_search), ("confirm", _ordered(confirm))):
+        for recipe, record in ended:
             stages = record["stages"] if record["status"] == "complete" else []
             epochs = config.stage_epochs(len(recipe.stages))
-            new = {s["key"]: s["device_seconds"] for s in stages if s["key"] not in paid}
+            new = {s["key"]: s for s in record["stages"] if s["key"] not in paid}
             paid.update(new)
             table.append(
                 {
@@ -45,13 +47,16 @@ def rows(config: Config, bench: Mapping[str, Any], search: Settled, confirm: Set
                     "data": config.data,
                     "seed": record["seed"],
                     "phase": phase,
+                    "place": len(table),
                     "status": record["status"],
                     "error": record["error"],
                     "val_accuracy": stages[-1]["val_accuracy"] if stages else None,
                     "test_accuracy": record["test_accuracy"],
+                    "test_best_accuracy": record.get("test_best_accuracy") if config.protocol == "paper" else None,
                     "train_flops": sum(s["train_flops"] for s in stages) if stages else None,
                     "device_seconds": sum(s["device_seconds"] for s in stages) if stages else None,
-                    "spent_seconds": sum(new.values()),
+                    "spent_flops": sum(s["train_flops"] for s in new.values()),
+                    "spent_seconds": sum(s["device_seconds"] for s in new.values()),
                     "params": bench["student"]["params"],
                     "latency_ms": bench["latency_ms"],
                     "epochs": max(epochs),
@@ -105,7 +110,8 @@ def stage_rows(config: Config, search: Settled, confirm: Settled) -> list[dict[s
 def summary(config: Config, bench: Mapping[str, Any], search: Settled) -> pd.DataFrame:
     """One row per finished recipe, on validation alone, with the front marked; empty if there is none."""
     table = pd.DataFrame(rows(config, bench, search, {}), columns=list(results.COLUMNS))
-    return front.summarise(table.astype({"test_accuracy": "float64", "val_accuracy": "float64"}), config.cost)
+    table = table.astype({"test_accuracy": "float64", "val_accuracy": "float64"})
+    return front.summarise(table, config.costs, config.limits)
 
 
 def write(
@@ -118,7 +124,7 @@ def write(
     results.write(rows(config, bench, search, confirm), folder)
     by_stage = pd.DataFrame(stage_rows(config, search, confirm))
     results.write_atomically(folder / "stages.csv", by_stage.to_csv(index=False, lineterminator="\n").encode())
-    table = front.summarise(results.read(folder), config.cost)
+    table = front.summarise(results.read(folder), config.costs, config.limits)
     front.write_front(table, folder / "front.csv")
     winner = front.winner(table)
     settings = dataclasses.asdict(config)
@@ -134,6 +140,8 @@ def write(
     run = {
         "schema": build.SCHEMA,
         "config": settings,
+        "objectives": ["error", *config.costs],
+        "limits": config.limits,
         "recipes": len(search),
         "seeds": config.seeds,
         "failed": sum(record["status"] == "failed" for s in (search, confirm) for _, rs in s.values() for record in rs),

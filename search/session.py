@@ -121,6 +121,7 @@ class Session:
             "epochs": self.config.epochs,
             "epochs_total": self.config.epochs_total,
             "latency": self.config.cost == "latency",
+            "protocol": self.config.protocol,
         }
         return searcher.Bench(settings=settings, digest=self._teacher_digest, meet=self._meet)
 
@@ -241,7 +242,13 @@ class Session:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             frozen = sorted({*members, *(opened["front"] if opened else [])})
             self.study.note(_OPENED, {"time": now, "front": frozen, "reopened": bool(opened)})
-        done = {(recipe.id, record["seed"]) for recipe, records in self._confirmed().values() for record in records}
+        paper = self.config.protocol == "paper"
+        done = {
+            (recipe.id, record["seed"])
+            for recipe, records in self._confirmed().values()
+            for record in records
+            if not paper or record["status"] == "failed" or record.get("test_best_accuracy") is not None
+        }
         return [
             (settled[member][0], seed)
             for member in sorted(members, key=lambda m: len(settled[m][0].stages))  # shortest first: others begin so
@@ -260,6 +267,11 @@ class Session:
         noted = [n for key, n in sorted(self.study.attributes.items()) if key.startswith(_CONFIRMED)]
         found: dict[str, tuple[Recipe, list[Record]]] = {}
         records = [(parse(n["recipe"]), n["record"]) for n in noted if n["record"]["seed"] in self.config.confirm_seeds]
-        for recipe, record in [*records, *self._failed_to_confirm]:
+        known = {(recipe.id, record["seed"]) for recipe, record in records}
+        # one that was confirmed under protocol=honest, and fails under protocol=paper, is confirmed
+        failed = [
+            (recipe, record) for recipe, record in self._failed_to_confirm if (recipe.id, record["seed"]) not in known
+        ]
+        for recipe, record in [*records, *failed]:
             found.setdefault(recipe.id, (recipe, []))[1].append(record)
         return found

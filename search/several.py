@@ -15,7 +15,7 @@ import filelock
 import pandas as pd
 from rich.console import Console
 
-from reports import results, several
+from reports import front, results, several
 from search.config import Config
 from search.progress import FrontLine, Progress, closing, closing_several
 from search.session import Session
@@ -93,7 +93,7 @@ class Search:
             closing(self._console, self._first, self._summaries[0], trained=trained, failed=failed)
             return
         pairs = [session.pair for session in self.sessions]
-        table = several.table(results.read(self._folder), pairs, self._first.cost)
+        table = several.table(results.read(self._folder), pairs, self._first.costs, self._first.limits)
         closing_several(self._console, self._folder, table, trained=trained, failed=failed)
 
     @property
@@ -193,7 +193,7 @@ def _write(folder: Path, pairs: Sequence[str]) -> None:
     rows = pd.concat(tables, ignore_index=True).to_dict("records")
     results.write([{str(key): value for key, value in row.items()} for row in rows], folder)
     results.write_atomically(folder / "run.json", json.dumps(_info(folder, pairs, infos), indent=1).encode())
-    table = several.table(results.read(folder), pairs, str(infos[written[0]]["config"]["cost"]))
+    table = several.table(results.read(folder), pairs, *front.objectives(infos[written[0]]))
     results.write_atomically(folder / "pairs.csv", table.to_csv(index=False, lineterminator="\n").encode())
     build.build(folder)
 
@@ -212,6 +212,9 @@ def _info(folder: Path, pairs: Sequence[str], infos: Mapping[str, Mapping[str, A
             pair: {key: info[key] for key in ("teacher", "student", "dataset", "confirm", "front", "winner")}
             for pair, info in infos.items()
         },
-        **{key: each[0][key] for key in ("sampler", "versions", "machine", "commit", "store_bytes")},
+        **{
+            key: each[0][key]
+            for key in ("objectives", "limits", "sampler", "versions", "machine", "commit", "store_bytes")
+        },
         "finished": max(ends) if len(each) == len(pairs) and all(ends) else None,
     }

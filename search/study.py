@@ -11,6 +11,7 @@ import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from statistics import fmean
 from typing import Any, NotRequired, TypedDict
 
@@ -24,6 +25,8 @@ from spaces import Trial
 SCHEMA = 1
 DEFAULT_TRIALS = 40
 _ENUMERATION_LIMIT = 20_000
+# The attribute of a trial that counts the recipes told before it.
+_ORDER = "order"
 # Asking a sampler more often for a recipe not seen yet litters the study with failed trials and finds little.
 _TRIES = 3
 _RANDOM_TRIES = 1000
@@ -54,6 +57,7 @@ class Record(TypedDict):
     stages: list[StageRecord]
     test_accuracy: float | None
     extra_teacher_flops: NotRequired[float]
+    test_best_accuracy: NotRequired[float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +115,16 @@ class Study:
         # A study taken up again draws on, and not from the start.
         self._study.sampler = _sampler(self.sampler, seed + len(earlier))
         self._random = random.Random(seed + len(earlier))
-        self._known: dict[str, tuple[Recipe, list[Record]]] = {}
-        self._failed: dict[str, tuple[Recipe, list[Record]]] = {}
+        self._settled: dict[str, tuple[Recipe, list[Record]]] = {}
+        self._finished: set[str] = set()
         self._running: dict[int, Asked] = {}
-        for trial in earlier:
+        # The order in which recipes were finished is not that of asking. Clocks may step back, so it is counted.
+        self._told = 1 + max((trial.user_attrs.get(_ORDER, -1) for trial in earlier), default=-1)
+        for trial in sorted(earlier, key=_when):
             if trial.state == TrialState.COMPLETE:
                 recipe = parse(trial.user_attrs["recipe"])
-                self._known[recipe.id] = recipe, trial.user_attrs["records"]
+                self._settled[recipe.id] = recipe, trial.user_attrs["records"]
+                self._finished.add(recipe.id)
             elif trial.state == TrialState.RUNNING:  # its driver died; the stages it had finished are in the store
                 self._study.tell(trial.number, state=TrialState.FAIL)
                 if trial.params:
@@ -127,8 +134,8 @@ class Study:
 
     @property
     def settled(self) -> dict[str, tuple[Recipe, list[Record]]]:
-        """Recipe id -> recipe and its records, of all that are finished or have failed in this run."""
-        return self._known | self._failed
+        """Recipe id -> recipe and its records, of all that are finished or have failed in this run, in that order."""
+        return self._settled
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -141,7 +148,7 @@ class Study:
 
     def complete(self) -> bool:
         """Whether all that was wanted is finished; failed recipes are to be tried again."""
-        return len(self._known) >= self.limit
+        return len(self._finished) >= self.limit
 
     def room(self) -> int:
         """How many recipes may still be asked for."""
@@ -185,16 +192,18 @@ class Study:
             return False
         records = [asked.records[s] for s in self._seeds]
         del self._running[asked.trial.number]
-        self._write(asked.trial.set_user_attr, asked.recipe, records)
         values = self._values(records)
         if values is None:
-            self._failed[asked.recipe.id] = asked.recipe, records
+            self._write(asked.trial.set_user_attr, asked.recipe, records)
+            self._settled[asked.recipe.id] = asked.recipe, records
             self._study.tell(asked.trial, state=TrialState.FAIL)
             return True
         for claim in asked.claims[:-1]:
             self._tell_prefix(claim, asked, records)
+        self._write(asked.trial.set_user_attr, asked.recipe, records)
         self._study.tell(asked.trial, values)
-        self._known[asked.recipe.id] = asked.recipe, records
+        self._settled[asked.recipe.id] = asked.recipe, records
+        self._finished.add(asked.recipe.id)
         return True
 
     def _taken(self) -> set[str]:
@@ -253,11 +262,14 @@ class Study:
         self._study.add_trial(
             optuna.trial.create_trial(params=params, distributions=distributions, values=values, user_attrs=attributes)
         )
-        self._known[prefix.id] = prefix, shorter
+        self._settled[prefix.id] = prefix, shorter
+        self._finished.add(prefix.id)
 
     def _write(self, put: Callable[[str, Any], Any], recipe: Recipe, records: Sequence[Record]) -> None:
         put("recipe", str(recipe))
         put("records", list(records))
+        put(_ORDER, self._told)
+        self._told += 1
         errors = [f"seed {record['seed']}: {record['error']}" for record in records if record["error"]]
         if errors:
             put("error", "; ".join(errors))
@@ -371,6 +383,12 @@ class _Random(_Stub):
         if not log:
             return [self._generator.uniform(low, high)]
         return [math.exp(self._generator.uniform(math.log(low), math.log(high)))]
+
+
+def _when(trial: optuna.trial.FrozenTrial) -> tuple[bool, Any]:
+    """Sorts trials in the order in which they were told; those of before that was counted by the clock, and first."""
+    order = trial.user_attrs.get(_ORDER)
+    return (True, order) if order is not None else (False, (trial.datetime_complete or datetime.max, trial.number))
 
 
 def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:

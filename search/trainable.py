@@ -66,14 +66,14 @@ def train(config: dict[str, Any]) -> None:
     try:
         result = pipeline.run(
             recipe, seed=seed, epochs=config["epochs"], epochs_total=config["epochs_total"], on_stage=on_stage,
-            on_epoch=on_epoch, **config["pipeline"],
+            on_epoch=on_epoch, test_each_epoch=config["test"] and config["protocol"] == "paper", **config["pipeline"],
         )  # fmt: skip
         named = ("key", "val_accuracy", "train_flops", "device_seconds", "anchor_weights")
         stages: Any = [{k: getattr(s, k) for k in named} | asdict(s.kept) for s in result.stages]
         record = {
             "seed": seed, "status": "complete", "error": None, "params": result.params, "stages": stages,
             "test_accuracy": pipeline.test_accuracy(result, prepared) if config["test"] else None,
-            "extra_teacher_flops": result.extra_teacher_flops,
+            "extra_teacher_flops": result.extra_teacher_flops, "test_best_accuracy": result.test_best_accuracy,
         }  # fmt: skip
     except Exception as error:  # whatever it is, it is this trial's result, with its cause
         where = f"stage {place['stage']} of {stages_wanted}"

@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import inspect
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,7 +67,7 @@ class StageResult:
 
     digest: SHA-256 of the student's weights. val_accuracy: after the last epoch, a fraction. train_flops,
     device_seconds: of this stage alone. losses: per epoch, the mean of each named term. trained: by this call, and not
-    found in the store.
+    found in the store. test_accuracies: after each epoch, fractions; empty unless asked for.
     """
 
     key: str
@@ -78,6 +79,7 @@ class StageResult:
     anchor_weights: Mapping[str, float]
     trained: bool
     kept: Kept
+    test_accuracies: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,11 @@ class Result:
     def val_accuracy(self) -> float:
         """Of the last stage's last epoch, a fraction."""
         return self.stages[-1].val_accuracy
+
+    @property
+    def test_best_accuracy(self) -> float | None:
+        """The highest test accuracy of any epoch of the last stage, flattered by its choice; None unless asked for."""
+        return max(self.stages[-1].test_accuracies, default=None)
 
     @property
     def train_flops(self) -> float:
@@ -127,6 +134,7 @@ def run(
     teacher_epochs: int | None = None,
     store: str | Path = STORE,
     device: str | None = None,
+    test_each_epoch: bool = False,
     on_stage: Callable[[int, StageResult], None] = lambda number, result: None,
     on_epoch: Callable[[int, int, int], None] = lambda stage, epoch, epochs: None,
 ) -> Result:
@@ -145,6 +153,8 @@ def run(
         teacher_epochs: for a teacher that is trained; None: the pair's own.
         store: folder of finished stages.
         device: as torch names it; None: cuda if there is one, else cpu.
+        test_each_epoch: look at the test split after every epoch, which changes nothing of the training. For runs whose
+            choices are made.
         on_stage: called with the stage's number, from 1, and its result, when it is finished or found.
         on_epoch: called with the stage's number, finished epochs, and all epochs of the stage.
 
@@ -173,7 +183,7 @@ def run(
             recipe=prefix, parent=parent, epochs=per_stage[number - 1], seed=_derived(seed, prefix.id, number),
             init_seed=_derived(seed, "student"), loss_weights=bench.pair.loss_weights,
             teachers=[teacher for teacher, *_ in taught], teacher_digests=[digest for _, digest, _ in taught],
-            flops=bench.flops, on_epoch=functools.partial(on_epoch, number),
+            flops=bench.flops, test_each_epoch=test_each_epoch, on_epoch=functools.partial(on_epoch, number),
         )  # fmt: skip
         terms = _trained_terms(bench, student, stage, recipe, entry)
         listened |= {place: bench_teacher(bench, place)[0].network for term in terms for place in term.teachers}
@@ -183,7 +193,8 @@ def run(
             terms=terms,
             teachers=listened,
         )
-        results.append(StageResult(key=entry.key, digest=entry.digest, trained=trained, kept=kept, **entry.facts))
+        facts = {**entry.facts, "test_accuracies": tuple(entry.facts.get("test_accuracies", ()))}
+        results.append(StageResult(key=entry.key, digest=entry.digest, trained=trained, kept=kept, **facts))
         on_stage(number, results[-1])
         parent = entry
     assert parent is not None
@@ -370,12 +381,14 @@ def finish_stage(
     teachers: Sequence[Teacher],
     teacher_digests: Sequence[str],
     flops: dict[tuple[Any, ...], float],
+    test_each_epoch: bool = False,
     on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
 ) -> tuple[Entry, bool]:
     """The last stage of `recipe`, from the store or trained into it; and whether it was trained.
 
     `network` holds the stage's weights afterwards. Of processes that want one stage one trains, the others wait.
-    `flops` remembers what was counted, by what it depends on.
+    `flops` remembers what was counted, by what it depends on. With `test_each_epoch` the entry is one of its own, with
+    the same weights: a stage stored without those accuracies doesn't stand in for it, and nobody else reads them.
     """
     stage = recipe.stages[-1]
     anchored = parent is not None and recipe.anchored
@@ -396,6 +409,7 @@ def finish_stage(
         "seed": seed,
         "code": code_digest(spec.name, stage.distils),
         "environment": environment(data.mean.device),
+        **({"test_each_epoch": True} if test_each_epoch else {}),  # no part of the other entries' keys
     }
     key = address(identity)
     entry = store.get(key)
@@ -406,19 +420,31 @@ def finish_stage(
                 if parent is not None:
                     network.load_state_dict(dict(parent.weights))
                 reference = anchor.freeze(network) if anchored else None
+                tested: list[float] = []
+                testing = 0.0
+
+                def after_epoch(epoch: int) -> None:
+                    nonlocal testing
+                    if test_each_epoch:
+                        started = time.monotonic()
+                        tested.append(training.accuracy(network, data, data.test))
+                        testing += time.monotonic() - started
+                    on_epoch(epoch, epochs)
+
                 done = training.train_stage(
                     network, stage=stage, recipe=recipe, reference=reference, teachers=teachers, data=data,
                     schedule=schedule, loss_weights=weights, epochs=epochs, seed=seed,
-                    on_epoch=lambda epoch: on_epoch(epoch, epochs),
+                    on_epoch=after_epoch,
                 )  # fmt: skip
                 facts = {
                     "val_accuracy": training.accuracy(network, data, data.validation),
                     "train_flops": stage_flops(
                         done.terms, done.images, network, recipe, data, teachers, reference, flops
                     ),
-                    "device_seconds": done.seconds,
+                    "device_seconds": done.seconds - testing,  # it is no part of the training
                     "losses": done.losses,
                     "anchor_weights": done.anchor_weights,
+                    **({"test_accuracies": tested} if test_each_epoch else {}),
                 }
                 learned = {
                     f"{number}/{name}": tensor

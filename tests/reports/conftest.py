@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from reports import results
-from reports.front import summarise, winner, write_front
+from reports.front import objectives, summarise, winner, write_front
 from reports.recipe_file import recipe_yaml
 
 METHODS = ("kd", "fitnets", "rkd")
@@ -64,12 +64,18 @@ def row(recipe: dict[str, Any], seed: int, phase: str, rng: np.random.Generator,
         "test_accuracy": float(accuracy - 0.004 + rng.normal(0, 0.004)) if phase == "confirm" else None,
         "train_flops": cost * 8.1e9,
         "device_seconds": float(cost * 1.4 * rng.uniform(0.95, 1.1)),
+        "spent_flops": cost * 4e9,
         "spent_seconds": float(cost * 0.5),
         "params": 5370,
         "epochs": 12,
         "total_epochs": 12 * len(stages),
         "n_stages": len(stages),
     } | changes
+
+
+def write(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Write the table, with places in the order given."""
+    results.write([row | {"place": place} for place, row in enumerate(rows)], folder)
 
 
 def run_info(**changes: Any) -> dict[str, Any]:
@@ -126,9 +132,9 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         rows = [row(recipe, seed, "search", rng) for recipe in recipes for seed in range(seeds)]
         if change:
             change(rows)
-        results.write(rows, folder)
+        write(rows, folder)
         info = run_info(recipes=len(recipes), **info_changes)
-        summary = summarise(results.read(folder), info["config"]["cost"])
+        summary = summarise(results.read(folder), *objectives(info))
         best = winner(summary)
         chosen = summary[summary["front"] | (summary["recipe"] == "kd")].to_dict("records")
         for recipe in chosen:
@@ -141,8 +147,8 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         info |= {"front": summary.loc[summary["front"], "recipe_id"].tolist(), "winner": best}
         if not confirm:
             info["confirm"] = {"seeds": [], "opened": None, "reopened": False}
-        results.write(rows, folder)
-        write_front(summarise(results.read(folder), info["config"]["cost"]), folder / "front.csv")
+        write(rows, folder)
+        write_front(summarise(results.read(folder), *objectives(info)), folder / "front.csv")
         (folder / "run.json").write_text(json.dumps(info))
         return folder
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reports import results
-from reports.front import SUMMARY, letter, nondominated, summarise, winner, write_front
+from reports.front import SUMMARY, letter, nondominated, objectives, summarise, winner, write_front
 
 
 def brute_force(points: list[list[float]]) -> list[bool]:
@@ -46,7 +46,7 @@ def test_front_refuses_what_would_evict_valid_points() -> None:
 
 
 def test_summary_equals_plain_loops(table: pd.DataFrame) -> None:
-    summary = summarise(table, "flops")
+    summary = summarise(table, ["flops"])
     assert list(summary.columns) == SUMMARY and len(summary) == 45
     records = table.to_dict("records")
     found = []
@@ -83,34 +83,71 @@ def small(*rows: tuple[str, float, float], **changes: Any) -> pd.DataFrame:
 
 
 def test_one_seed_has_no_interval_and_no_confirmation_no_test() -> None:
-    summary = summarise(small(("a", 0.8, 1.0), ("b", 0.9, 2.0)), "flops")
+    summary = summarise(small(("a", 0.8, 1.0), ("b", 0.9, 2.0)), ["flops"])
     columns = ["val_half_width", "val_sd", "test_accuracy", "test_half_width", "confirm_seeds", "holds"]
     assert summary[columns].isna().all(axis=None)
 
 
 def test_winner_ties_go_to_lower_cost_then_id() -> None:
-    assert winner(summarise(small(("c", 0.9, 2.0), ("b", 0.9, 1.0), ("a", 0.9, 1.0)), "flops")) == "a"
-    assert winner(summarise(small(), "flops")) is None
-    equal = summarise(small(("b", 0.9, 1.0), ("a", 0.9, 1.0)), "flops")
+    assert winner(summarise(small(("c", 0.9, 2.0), ("b", 0.9, 1.0), ("a", 0.9, 1.0)), ["flops"])) == "a"
+    assert winner(summarise(small(), ["flops"])) is None
+    equal = summarise(small(("b", 0.9, 1.0), ("a", 0.9, 1.0)), ["flops"])
     assert equal["letter"].tolist() == ["A", "B"] and equal["recipe_id"].tolist() == ["a", "b"]
 
 
 def test_recipes_with_a_failed_or_pruned_seed_are_left_out(table: pd.DataFrame) -> None:
-    best = winner(summarise(table, "flops"))
+    best = winner(summarise(table, ["flops"]))
     for status in ("failed", "pruned"):
         broken = table.copy()
         broken.loc[broken.index[broken["recipe_id"] == best][0], ["status", "val_accuracy"]] = [status, math.nan]
-        summary = summarise(broken, "flops")
+        summary = summarise(broken, ["flops"])
         assert len(summary) == 44 and best not in summary["recipe_id"].tolist()
 
 
 def test_an_unknown_or_unmeasured_cost_is_named(table: pd.DataFrame) -> None:
     with pytest.raises(ValueError, match="cost must be one of flops, seconds, params, latency, but got 'money'"):
-        summarise(table, "money")
+        summarise(table, ["money"])
     with pytest.raises(ValueError, match="costs measured for all are flops, seconds, params"):
-        summarise(table, "latency")
-    assert summarise(table, "params")["front"].sum() == 1
-    assert (summarise(table, "seconds")["cost"] == summarise(table, "seconds")["device_seconds"]).all()
+        summarise(table, ["latency"])
+    assert summarise(table, ["params"])["front"].sum() == 1
+    assert (summarise(table, ["seconds"])["cost"] == summarise(table, ["seconds"])["device_seconds"]).all()
+
+
+def test_the_front_of_two_costs_is_in_all_of_them(table: pd.DataFrame) -> None:
+    summary = summarise(table, ["flops", "seconds"])
+    points = [[1 - r["val_accuracy"], r["train_flops"], r["device_seconds"]] for r in summary.to_dict("records")]
+    assert summary["front"].tolist() == brute_force(points)
+    assert summary["front"].sum() >= summarise(table, ["flops"])["front"].sum()
+    assert (summary["cost"] == summary["train_flops"]).all() and summary["cost"].is_monotonic_increasing
+    tested = summary[summary["test_accuracy"].notna()]
+    on_test = [[1 - r["test_accuracy"], r["train_flops"], r["device_seconds"]] for r in tested.to_dict("records")]
+    assert tested["holds"].tolist() == brute_force(on_test)
+    with pytest.raises(ValueError, match="cost=latency needs latency_ms"):
+        summarise(table, ["flops", "latency"])
+
+
+def test_what_breaks_a_limit_is_listed_but_neither_on_the_front_nor_the_winner(table: pd.DataFrame) -> None:
+    free = summarise(table, ["flops"])
+    bound = float(free["train_flops"].median())
+    summary = summarise(table, ["flops"], {"flops": bound, "params": None})
+    assert summary["recipe_id"].tolist() == free["recipe_id"].tolist()
+    assert summary["feasible"].tolist() == [flops <= bound for flops in summary["train_flops"]]
+    allowed = summary[summary["feasible"]]
+    assert allowed["front"].tolist() == brute_force([[1 - a, c] for a, c in allowed[["val_accuracy", "cost"]].values])
+    assert not summary.loc[~summary["feasible"], "front"].any()
+    assert winner(free) not in allowed["recipe_id"].tolist()
+    assert winner(summary) == allowed.sort_values("val_accuracy")["recipe_id"].iloc[-1]
+    nothing = summarise(table, ["flops"], {"params": 1})
+    assert winner(nothing) is None and not nothing["front"].any() and len(nothing) == len(free)
+    with pytest.raises(ValueError, match="max_latency_ms= needs latency_ms"):
+        summarise(table, ["flops"], {"latency_ms": 1.0})
+
+
+def test_costs_and_limits_are_those_of_run_json() -> None:
+    info = {"config": {"cost": "params"}}
+    assert objectives(info) == (["params"], {})
+    info |= {"objectives": ["error", "flops", "seconds"], "limits": {"flops": 3.0}}
+    assert objectives(info) == (["flops", "seconds"], {"flops": 3.0})
 
 
 def test_letters_go_on_after_z() -> None:
@@ -119,7 +156,7 @@ def test_letters_go_on_after_z() -> None:
 
 def test_front_file_holds_the_front(make_run: Callable[..., Path]) -> None:
     run = make_run()
-    summary = summarise(results.read(run), "flops")
+    summary = summarise(results.read(run), ["flops"])
     write_front(summary, run / "front.csv")
     front = pd.read_csv(run / "front.csv")
     assert front.columns[:3].tolist() == ["letter", "recipe", "recipe_id"] and set(front.columns) == set(SUMMARY)

@@ -19,7 +19,7 @@ from reports.build import build
 from reports.paper import Run, main, tables
 from reports.tables import Grid, Table, latex, markdown
 from reports.text import MINUS, NONE
-from tests.reports.conftest import row, run_info
+from tests.reports.conftest import row, run_info, write
 
 THREE, JOINT = "kd>fitnets>rkd", "kd+fitnets+rkd"
 PAIR = "resnet50_mobilenetv2"
@@ -52,7 +52,7 @@ def rows_of(
 def made(folder: Path, rows: list[dict[str, Any]], **info: Any) -> Path:
     """A run folder with these rows."""
     folder.mkdir(exist_ok=True)
-    results.write(rows, folder)
+    write(rows, folder)
     (folder / "run.json").write_text(json.dumps(run_info(**info)))
     return folder
 

@@ -16,8 +16,18 @@ from reports import results
 
 ROW: dict[str, Any] = {
     **{"recipe": "kd>rkd", "recipe_id": "0123456789ab", "pair": "tiny", "data": "digits", "seed": 0, "phase": "search"},
-    **{"status": "complete", "error": None, "val_accuracy": 0.9, "test_accuracy": None, "train_flops": 1e9},
-    **{"device_seconds": 2.5, "spent_seconds": 0.5, "params": 10, "latency_ms": None, "epochs": 3, "total_epochs": 6},
+    "place": 0,
+    **{"status": "complete", "error": None, "val_accuracy": 0.9, "test_accuracy": None},
+    **{"test_best_accuracy": None, "train_flops": 1e9},
+    **{
+        "device_seconds": 2.5,
+        "spent_flops": 2e8,
+        "spent_seconds": 0.5,
+        "params": 10,
+        "latency_ms": None,
+        "epochs": 3,
+        "total_epochs": 6,
+    },
     **{
         "n_stages": 2,
         "weighting": "fixed",
@@ -27,7 +37,7 @@ ROW: dict[str, Any] = {
         "extra_teacher_flops": None,
     },
 }
-FAILED = ROW | {"seed": 1, "status": "failed", "error": "loss is NaN", "val_accuracy": None}
+FAILED = ROW | {"seed": 1, "place": 1, "status": "failed", "error": "loss is NaN", "val_accuracy": None}
 
 
 def test_read_returns_what_was_written(tmp_path: Path) -> None:
@@ -48,14 +58,20 @@ def test_types_hold_where_all_values_are_null_and_where_there_are_no_rows(tmp_pa
     for rows in ([FAILED], []):
         results.write(rows, tmp_path)
         schema = pq.read_schema(tmp_path / "results.parquet")
-        assert schema.metadata[b"smskd_schema"] == b"2"
+        assert schema.metadata[b"smskd_schema"] == b"3"
         kinds = {"str": "string", "int64": "int64", "float64": "double"}
         assert [str(field.type) for field in schema] == [kinds[c.dtype] for c in results.COLUMNS.values()]
         assert len(results.read(tmp_path)) == len(rows)
 
 
 def test_the_order_of_rows_does_not_matter_and_numpy_values_are_taken(tmp_path: Path) -> None:
-    confirm = ROW | {"phase": "confirm", "test_accuracy": np.float64(0.8), "seed": np.int64(7), "n_stages": 1}
+    confirm = ROW | {
+        "phase": "confirm",
+        "test_accuracy": np.float64(0.8),
+        "seed": np.int64(7),
+        "n_stages": 1,
+        "place": 2,
+    }
     results.write([ROW, FAILED, confirm], tmp_path)
     files = [(tmp_path / name).read_bytes() for name in ("results.parquet", "results.csv")]
     results.write([confirm, FAILED, ROW], tmp_path)
@@ -73,7 +89,9 @@ def test_the_order_of_rows_does_not_matter_and_numpy_values_are_taken(tmp_path: 
         ({"train_flops": math.inf}, "train_flops must be a finite float64"),
         ({"val_accuracy": 91.2}, "fraction from 0 to 1"),
         ({"val_accuracy": math.nan}, "a complete row has val_accuracy"),
-        ({"test_accuracy": 0.8}, "phase confirm only"),
+        ({"test_accuracy": 0.8}, "test_accuracy belongs to phase confirm only"),
+        ({"test_best_accuracy": 0.8}, "test_best_accuracy belongs to phase confirm only"),
+        ({"place": None}, "place must not be null"),
         ({"phase": "test"}, "phase must be one of search, confirm"),
         ({"status": "running"}, "status must be one of complete, failed, pruned"),
         ({"colour": "red"}, r"unknown columns \['colour'\]"),
@@ -88,6 +106,12 @@ def test_bad_rows_are_refused_and_nothing_is_written(tmp_path: Path, change: dic
 def test_a_row_may_not_occur_twice(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one row per pair, recipe_id, seed and phase"):
         results.write([ROW, ROW], tmp_path)
+
+
+def test_a_place_is_of_one_row_of_a_pair(tmp_path: Path) -> None:
+    results.write([ROW, ROW | {"pair": "other"}], tmp_path)
+    with pytest.raises(ValueError, match=r"place 0 must be of one row, but is of .* seed 0 and of .* seed 1"):
+        results.write([ROW, FAILED | {"place": 0}], tmp_path)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +145,7 @@ def test_damaged_files_and_other_schemas_are_named(tmp_path: Path) -> None:
             results.read(tmp_path)
     for metadata, found in (({b"smskd_schema": b"1"}, "'1'"), (None, "'none'")):
         pq.write_table(table.replace_schema_metadata(metadata), path)
-        with pytest.raises(ValueError, match=f"schema version {found}, but this program reads 2; run the same search"):
+        with pytest.raises(ValueError, match=f"schema version {found}, but this program reads 3; run the same search"):
             results.read(tmp_path)
     pq.write_table(table.drop_columns(["seed"]), path)
     with pytest.raises(ValueError, match=r"column seed .* no such column"):

@@ -70,7 +70,7 @@ def test_gains_and_their_mean_are_those_of_scipy(rows: pd.DataFrame) -> None:
         if drop_test:  # of one pair alone: all gains are then on validation
             rows = rows[(rows["pair"] != "two") | (rows["phase"] == "search")]
         # the best of each pair must be confirmed, as a search does
-        best = several.table(rows, PAIRS, "flops").set_index("pair").loc[PAIRS, "recipe_id"]
+        best = several.table(rows, PAIRS, ["flops"]).set_index("pair").loc[PAIRS, "recipe_id"]
         if not drop_test:
             fresh = [
                 rows[(rows["pair"] == pair) & (rows["phase"] == "search") & (rows["recipe_id"] == recipe)].assign(
@@ -80,7 +80,7 @@ def test_gains_and_their_mean_are_those_of_scipy(rows: pd.DataFrame) -> None:
             ]
             known = rows["recipe_id"].isin(best) & (rows["phase"] == "confirm")
             rows = pd.concat([rows[~known], *fresh], ignore_index=True)
-        found = several.table(rows, PAIRS, "flops").set_index("pair")
+        found = several.table(rows, PAIRS, ["flops"]).set_index("pair")
         by_hand = gains_by_hand(rows, "kd", *of)
         means = []
         for pair in PAIRS:
@@ -99,21 +99,21 @@ def test_gains_and_their_mean_are_those_of_scipy(rows: pd.DataFrame) -> None:
 def test_the_baseline_is_the_student_alone_where_it_was_searched(rows: pd.DataFrame) -> None:
     alone = rows[rows["recipe"] == "kd"].assign(recipe="ce", recipe_id="c" * 12)
     alone["val_accuracy"] -= 0.1
-    table = several.table(pd.concat([rows, alone], ignore_index=True), PAIRS, "flops")
+    table = several.table(pd.concat([rows, alone], ignore_index=True), PAIRS, ["flops"])
     assert table["baseline"].tolist()[:3] == ["ce"] * 3
-    one_stage = several.table(rows, PAIRS, "flops")
+    one_stage = several.table(rows, PAIRS, ["flops"])
     assert "ce" not in one_stage["baseline"].tolist() and one_stage["baseline"].notna()[:3].all()
 
 
 def test_a_best_recipe_that_is_the_baseline_gains_nothing_and_claims_no_interval(rows: pd.DataFrame) -> None:
-    table = several.table(rows[rows["recipe"] == "kd"], PAIRS, "flops")
+    table = several.table(rows[rows["recipe"] == "kd"], PAIRS, ["flops"])
     assert table["gain"].tolist() == [0.0] * 4
     assert table["gain_half_width"].isna().all()
     assert several.gain_text(table.to_dict("records")[0]) == "it is the baseline itself"
 
 
 def test_a_pair_without_results_keeps_its_row(rows: pd.DataFrame) -> None:
-    table = several.table(rows[rows["pair"] != "two"], PAIRS, "flops").set_index("pair")
+    table = several.table(rows[rows["pair"] != "two"], PAIRS, ["flops"]).set_index("pair")
     assert table.loc["two"].isna().all()
     assert table.loc[several.MEAN, "differences"] == 2
 
@@ -147,7 +147,7 @@ def test_the_page_escapes_names_and_fetches_nothing(rows: pd.DataFrame, make: Ca
     assert "<link" not in page and "@import" not in page and "url(" not in page and "http:" not in page
     assert len(page) < 100_000  # no Vega
     text = html.unescape(re.sub(r"<[^>]+>", " ", page))
-    table = several.table(results.read(folder), ["one", hostile, "three"], "flops")
+    table = several.table(results.read(folder), ["one", hostile, "three"], ["flops"])
     mean = table.iloc[-1]
     shown = f"{100 * mean['gain']:+.2f} ± {100 * mean['gain_half_width']:.2f}"
     assert re.search(rf"mean over pairs +{re.escape(shown)} +3 pairs", text)
@@ -162,7 +162,7 @@ def test_an_unfinished_search_says_so(rows: pd.DataFrame, make: Callable[..., Pa
 
 
 def test_the_forest_keeps_to_its_scale(rows: pd.DataFrame) -> None:
-    table = several.table(rows, PAIRS, "flops").to_dict("records")
+    table = several.table(rows, PAIRS, ["flops"]).to_dict("records")
     forest = several.forest(table)
     assert forest is not None
     scale = [(mark["x"] - forest["zero"]) / row["gain"] for mark, row in zip(forest["rows"], table, strict=True)]
