@@ -38,5 +38,5 @@ def describe(bench: Bench, *, latency: bool) -> dict[str, Any]:
             "classes": data.classes,
         },
         "latency_ms": cost.latency_ms(student, data.normalised(data.train.images[:1])) if latency else None,
-        "environment": pipeline.environment(bench.device),
+        "environment": pipeline.environment(bench.device, bench.numerics),
     }

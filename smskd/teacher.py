@@ -164,7 +164,7 @@ class _Table:
             return
         asked = missing if len(missing) > 1 else missing.expand(2)
         for column, values in zip(self._columns, compute(images[asked]), strict=True):
-            column[rows[asked]] = values
+            column[rows[asked]] = values.float()
         self._filled[rows[asked]] = True
 
 

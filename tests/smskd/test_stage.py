@@ -20,6 +20,7 @@ from smskd import anchor, models, pairs, pipeline, recipe
 from smskd import stage as training
 from smskd.data import Data
 from smskd.methods.fitnets import FitNets
+from smskd.numerics import choose
 from smskd.pipeline import Bench, Result
 from smskd.store import Entry, Store
 from smskd.teacher import TABLE_BYTES, Teacher
@@ -499,6 +500,41 @@ def test_a_diverged_stage_is_not_stored(bench: Bench, tmp_path: Path) -> None:
             teachers=[bench.teacher], teacher_digests=[bench.teacher_digest], flops={},
         )  # fmt: skip
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+# --- numeric modes
+
+
+def test_bf16_is_another_entry_and_about_as_good(tmp_path: Path) -> None:
+    single, half = (run("kd>fitnets weighting=tcp", tmp_path, precision=p, epochs=3) for p in ("float32", "bf16"))
+    assert not {s.key for s in single.stages} & {s.key for s in half.stages}
+    assert not {s.digest for s in single.stages} & {s.digest for s in half.stages}
+    assert all(tensor.dtype != torch.bfloat16 for tensor in half.weights.values())
+    for mine, other in zip(half.stages, single.stages, strict=True):
+        for terms, wanted in zip(mine.losses, other.losses, strict=True):
+            assert terms == pytest.approx(wanted, rel=0.1)
+    again = run("kd>fitnets weighting=tcp", tmp_path / "again", precision="bf16", epochs=3)
+    assert [s.digest for s in again.stages] == [s.digest for s in half.stages]
+    assert run("kd", tmp_path, epochs=3).stages[0].key == single.stages[0].key  # a CPU's own choice
+
+
+def test_numeric_modes_are_checked_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="float32, bf16"):
+        run("kd", tmp_path, precision="float16")
+    with pytest.raises(ValueError, match="off, on, graphs"):
+        run("kd", tmp_path, compile="yes")
+    with pytest.raises(ValueError, match="compile=graphs needs a GPU"):
+        run("kd", tmp_path, compile="graphs")
+    assert str(choose(None, None, cuda=True)) == "bf16" and str(choose(None, "on", cuda=False)) == "float32 compiled"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_student_learns_the_same(tmp_path: Path) -> None:
+    plain, compiled = (run("kd>fitnets", tmp_path, compile=c, teacher_epochs=2) for c in ("off", "on"))
+    assert not {s.key for s in plain.stages} & {s.key for s in compiled.stages}
+    for mine, other in zip(compiled.stages, plain.stages, strict=True):
+        assert mine.losses[0] == pytest.approx(other.losses[0], rel=1e-2)
 
 
 # --- the same each time
