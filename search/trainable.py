@@ -49,11 +49,14 @@ def train(config: dict[str, Any]) -> None:
             tune.report(dict(place))
 
     def on_stage(number: int, result: pipeline.StageResult) -> None:
-        nonlocal trained
+        nonlocal told, trained
         trained += result.trained
         place.update(stage=min(number + 1, stages_wanted), epoch=0, val_accuracy=result.val_accuracy)
         if not result.trained:
             place["reused"] = number
+        elif number < stages_wanted:  # others may want this stage
+            told = time.monotonic()
+            tune.report(dict(place))
 
     try:
         prepared = pipeline.prepare(**config["pipeline"], on_epoch=functools.partial(on_epoch, 0))
