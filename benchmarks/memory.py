@@ -1,6 +1,6 @@
 """A search of 1,000 recipes: peak memory of driver and workers, the store's size, and what a trial costs in all.
 
-Recipes are drawn from space=recipe and hardly trained, so that it ends: what is kept of a recipe doesn't depend on that.
+Recipes are drawn from space=recipe and hardly trained: what is kept of a recipe doesn't depend on how long it learned.
     python -m benchmarks.memory [recipes=N]
 """
 
