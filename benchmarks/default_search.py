@@ -1,8 +1,10 @@
-"""The default search, beside the same 45 trainings written the plain way; one run, wall times and their ratio.
+"""A search, beside the same trainings written the plain way; one run, wall times and their ratio.
 
 The plain way: stock OptunaSearch, a DataLoader with PIL transforms, a live teacher, every stage of every trial trained,
 and a new process for each trial, as is Tune's default. The teacher comes from our store, so the plain way trains none.
-    python -m benchmarks.default_search [limit=N]     limit: only the first N of the plain way's trials, to try it out
+    python -m benchmarks.default_search [case=digits] [limit=N]
+case: digits (the default search) or fashion (a ResNet pair on a subset of Fashion-MNIST).
+limit: only the first N of the plain way's trials, to try it out.
 """
 
 from __future__ import annotations
@@ -13,14 +15,53 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-ORDERS = [">".join(o) for n in (1, 2, 3) for o in permutations(("kd", "fitnets", "rkd"), n)]
-POINTS: list[dict[str, Any]] = [{"recipe": order, "seed": seed} for order in ORDERS for seed in range(3)]
-EPOCHS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """All orders of some methods, up to so many stages, with so many seeds each.
+
+    more: settings of pair and data, as the command line and smskd.pipeline.prepare take them.
+    """
+
+    methods: tuple[str, ...]
+    max_stages: int
+    seeds: int
+    epochs: int
+    more: Mapping[str, Any]
+
+    @property
+    def orders(self) -> list[str]:
+        return [">".join(o) for n in range(1, self.max_stages + 1) for o in permutations(self.methods, n)]
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """One for each training."""
+        return [{"recipe": order, "seed": seed} for order in self.orders for seed in range(self.seeds)]
+
+    @property
+    def words(self) -> list[str]:
+        """Of our command line."""
+        own = {"methods": f"[{','.join(self.methods)}]", "max_stages": self.max_stages, "seeds": self.seeds}
+        return [f"{key}={value}" for key, value in (own | {"epochs": self.epochs} | dict(self.more)).items()]
+
+
+CASES = {
+    "digits": Case(methods=("kd", "fitnets", "rkd"), max_stages=3, seeds=3, epochs=12, more={}),
+    "fashion": Case(
+        methods=("kd", "fitnets", "rkd"), max_stages=3, seeds=1, epochs=4,
+        more={
+            "pair": "resnet32x4_resnet8x4", "data": "fashion_mnist", "train_size": 256, "teacher_epochs": 2,
+        },
+    ),
+}  # fmt: skip
 
 
 def plain_trial(config: dict[str, Any]) -> None:
@@ -32,20 +73,22 @@ def plain_trial(config: dict[str, Any]) -> None:
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
 
-    from smskd import anchor, models, pairs, pipeline, recipe, stage
+    from smskd import anchor, models, pipeline, recipe, stage
     from smskd.methods import ce
     from smskd.methods.base import Batch, View
 
     torch.set_num_threads(1)
     torch.manual_seed(config["seed"])
-    bench = pipeline.prepare(store=config["store"])
+    bench = pipeline.prepare(store=config["store"], **config["more"])
     data, teacher = bench.data, bench.teacher.network
     assert isinstance(data.train.images, torch.Tensor), "digits fit in memory"
-    low, high = data.train.images.min(), data.train.images.max()
+    low, high = float(data.train.images.min()), float(data.train.images.max())
     pixels = ((data.train.images - low) / (high - low) * 255).to(torch.uint8)[:, 0].numpy()
-    change = transforms.Compose([transforms.RandomCrop(8, padding=data.pad), transforms.ToTensor()])
+    steps_of_change: list[Any] = [transforms.RandomCrop(data.height, padding=data.pad)]
+    steps_of_change += [transforms.RandomHorizontalFlip()] if data.flip else []
+    change = transforms.Compose([*steps_of_change, transforms.ToTensor()])
 
-    class Digits(Dataset[Any]):
+    class Pictures(Dataset[Any]):
         def __len__(self) -> int:
             return len(pixels)
 
@@ -53,9 +96,9 @@ def plain_trial(config: dict[str, Any]) -> None:
             raw = change(Image.fromarray(np.asarray(pixels[index]))) * (high - low) + low
             return (raw - data.mean) / data.std, data.train.labels[index]
 
-    schedule = pairs.get("tiny").student_schedule
-    loader = DataLoader(Digits(), batch_size=schedule.batch_size, shuffle=True, drop_last=True)
-    student: Any = models.build("tiny_student", num_classes=10, in_channels=1)
+    schedule = bench.pair.student_schedule
+    loader = DataLoader(Pictures(), batch_size=schedule.batch_size, shuffle=True, drop_last=True)
+    student: Any = models.build(bench.pair.student.name, num_classes=data.classes, in_channels=data.channels)
     for number, part in enumerate(recipe.parse(config["recipe"]).stages):
         reference = anchor.freeze(student) if number else None
         probes = stage.probe(student, data), [stage.probe(teacher, data)]
@@ -68,8 +111,8 @@ def plain_trial(config: dict[str, Any]) -> None:
             nesterov=schedule.nesterov,
             weight_decay=schedule.weight_decay,
         )
-        step, steps = 0, EPOCHS * len(loader)
-        for _ in range(EPOCHS):
+        step, steps = 0, config["epochs"] * len(loader)
+        for _ in range(config["epochs"]):
             for images, labels in loader:
                 for group in optimizer.param_groups:
                     group["lr"] = stage.learning_rate(schedule, step, steps)
@@ -91,7 +134,7 @@ def plain_trial(config: dict[str, Any]) -> None:
     tune.report({"accuracy": stage.accuracy(student, data, data.validation)})
 
 
-def plain(points: list[dict[str, Any]], store: Path) -> float:
+def plain(case: Case, points: list[dict[str, Any]], store: Path) -> float:
     """Wall seconds of the plain way, Ray's start included."""
     started = time.monotonic()
     from search import searcher  # sets Ray's environment before it is imported
@@ -100,7 +143,8 @@ def plain(points: list[dict[str, Any]], store: Path) -> float:
         from ray import tune
         from ray.tune.search.optuna import OptunaSearch
 
-        space = {"recipe": tune.choice(ORDERS), "seed": tune.choice([0, 1, 2]), "store": str(store)}
+        fixed = {"store": str(store), "epochs": case.epochs, "more": dict(case.more)}
+        space = {"recipe": tune.choice(case.orders), "seed": tune.choice(list(range(case.seeds)))} | fixed
         search = OptunaSearch(metric="accuracy", mode="max", points_to_evaluate=[dict(p) for p in points])
         results = tune.Tuner(
             tune.with_resources(plain_trial, {"cpu": 1}),
@@ -115,25 +159,26 @@ def plain(points: list[dict[str, Any]], store: Path) -> float:
 
 def main(argv: list[str]) -> None:
     """Run both, print both and the ratio."""
-    word = argv[0] if argv else f"limit={len(POINTS)}"
-    count = word.removeprefix("limit=")
-    if len(argv) > 1 or not count.isdigit() or not 1 <= int(count) <= len(POINTS):
-        sys.exit(f"one argument limit=N with N from 1 to {len(POINTS)} is expected, but got {' '.join(argv)}")
+    given = {"case": "digits"} | dict(word.partition("=")[::2] for word in argv)
+    case = CASES.get(given.pop("case"))
+    count = given.pop("limit", str(len(case.points) if case else 1))
+    if case is None or given or not count.isdigit() or not 1 <= int(count) <= len(case.points):
+        sys.exit(f"case=, one of {', '.join(CASES)}, and limit=N from 1 are expected, but got {' '.join(argv)}")
     limit = int(count)
     os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
     with tempfile.TemporaryDirectory() as scratch:
         out, store = Path(scratch) / "run", Path(scratch) / "store"
         started = time.monotonic()
-        words = ["space=stage_order", "confirm=0", f"out={out}", f"store={store}"]
+        words = ["space=stage_order", "confirm=0", f"out={out}", f"store={store}", *case.words]
         subprocess.run([sys.executable, "-m", "search.run", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         ours = time.monotonic() - started
         run = json.loads((out / "run.json").read_text())
-        plainly = plain(POINTS[:limit], store)
+        plainly = plain(case, case.points[:limit], store)
     # Part of the trials says nothing of all: start-up and idle ends would be scaled up with the training.
-    ratio = f"ratio: {plainly / ours:.2f}" if limit == len(POINTS) else "no ratio: not all trials were run"
+    ratio = f"ratio: {plainly / ours:.2f}" if limit == len(case.points) else "no ratio: not all trials were run"
     sys.stdout.write(
         f"ours, end to end, without confirmation: {ours:.1f} s\n"
-        f"plain way, {limit} of {len(POINTS)} trials: {plainly:.1f} s\n{ratio}\n"
+        f"plain way, {limit} of {len(case.points)} trials: {plainly:.1f} s\n{ratio}\n"
         f"driver's peak: {run['driver_peak_bytes'] / 2**20:.0f} MiB; store: {run['store_bytes'] / 2**20:.2f} MiB\n"
         f"machine: {run['machine']}; versions: {run['versions']}\n"
     )

@@ -52,7 +52,7 @@ def describe(bench: Bench, *, latency: bool, timed: bool) -> dict[str, Any]:
         },
         "latency_ms": cost.latency_ms(student, data.normalised(data.train.images[:1])) if latency else None,
         "epoch": epoch(bench.pair, data, timed=timed),
-        "environment": pipeline.environment(bench.device),
+        "environment": pipeline.environment(bench.device, bench.numerics),
     }
 
 

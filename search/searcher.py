@@ -6,13 +6,14 @@ Tune's own restore is not used: the study and the store of stages are the state,
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import secrets
 import signal
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,15 @@ from search import trainable
 from search.config import Config, cores
 from search.progress import Progress
 from search.study import Asked, Record, Study
+from smskd.recipe import parse
 
 # A worker that dies (killed, out of memory, node lost) is started again this often; its finished stages are kept.
 WORKER_RETRIES = 2
 # Fits of Tune in all, where one was ended by Ray and not by its jobs.
 FITS = 3
+# Recipes that may wait for stages in training before the study is asked for no more. A sampler that is asked early
+# knows less.
+LOOK_AHEAD, LOOK_AHEAD_OF_SAMPLERS = 64, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,9 @@ class Source(Protocol):
     def take(self, job: Job, record: Record) -> None:
         """The record of a job that ended."""
 
+    def advance(self, job: Job, stages: int) -> None:
+        """A running job has finished so many of its stages."""
+
     def remaining(self) -> int:
         """How many jobs are still to end, as far as one can tell."""
 
@@ -62,68 +70,142 @@ class Source(Protocol):
         """Put the jobs that run back into the queue: what ran them is gone."""
 
 
-class StudySource:
-    """The search of one pair: recipes as its study asks for them, each with all its seeds."""
+class _Stages:
+    """Which stages are being trained: a job that wants one of them would hold its device and wait."""
 
-    def __init__(self, study: Study, seeds: Sequence[int], pair: str) -> None:
+    def __init__(self, *, splits_total: bool) -> None:
+        self._splits_total = splits_total
+        self._left: dict[Job, list[str]] = {}
+        self._busy = Counter[tuple[str, int]]()
+
+    def start(self, job: Job) -> None:
+        self._left[job] = self._ids(job)
+        self._busy.update((stage, job.seed) for stage in self._left[job])
+
+    def advance(self, job: Job, stages: int) -> None:
+        if job not in self._left:
+            return
+        done = len(self._ids(job)) - len(self._left[job])
+        for stage in self._left[job][: max(0, stages - done)]:
+            self._busy -= Counter({(stage, job.seed): 1})
+        self._left[job] = self._ids(job)[max(stages, done) :]
+
+    def end(self, job: Job) -> None:
+        self._busy -= Counter((stage, job.seed) for stage in self._left.pop(job))
+
+    def clear(self) -> None:
+        self._left.clear()
+        self._busy.clear()
+
+    def wanted_by(self, job: Job) -> bool:
+        """Whether a running job is at a stage of this one, or will be."""
+        return any((stage, job.seed) in self._busy for stage in self._ids(job))
+
+    def _ids(self, job: Job) -> list[str]:
+        ids = _stage_ids(job.recipe)
+        # where a total is split, recipes of another length have stages of another length
+        return [f"{stage}/{len(ids)}" for stage in ids] if self._splits_total else ids
+
+
+@functools.lru_cache(maxsize=10_000)
+def _stage_ids(recipe: str) -> list[str]:
+    """Ids of a recipe's beginnings: recipes that share one share, with the same seed, the stages up to there."""
+    return [prefix.id for prefix in parse(recipe).prefixes()]
+
+
+class StudySource:
+    """The search of one pair: recipes as its study asks for them, each with all its seeds.
+
+    Of the jobs that wait, the first starts that needs no stage which is in training; if there is none, the study is
+    asked for more, as long as not too many wait.
+    """
+
+    def __init__(self, study: Study, seeds: Sequence[int], pair: str, *, splits_total: bool) -> None:
+        """splits_total: the stages of longer recipes are shorter, so that recipes of two lengths share none."""
         self._study, self._seeds, self._pair = study, seeds, pair
-        self._waiting: deque[tuple[Asked, int]] = deque()
+        self._waiting: list[tuple[Asked, Job]] = []
         self._running: dict[Job, Asked] = {}
+        self._stages = _Stages(splits_total=splits_total)
+        self._most = len(seeds) * (LOOK_AHEAD if study.sampler == "exhaustive" else LOOK_AHEAD_OF_SAMPLERS)
         self._dry = False
 
     def next(self) -> Job | None:
-        if not self._waiting:
-            asked = self._study.ask()
-            self._dry = asked is None
-            if asked is None:
+        tried = 0
+        while True:
+            for place in range(tried, len(self._waiting)):
+                asked, job = self._waiting[place]
+                if not self._stages.wanted_by(job):
+                    del self._waiting[place]
+                    self._running[job] = asked
+                    self._stages.start(job)
+                    return job
+            tried = len(self._waiting)
+            if tried >= self._most:
                 return None
-            self._waiting.extend((asked, seed) for seed in self._seeds)
-        asked, seed = self._waiting.popleft()
-        job = Job(pair=self._pair, recipe=str(asked.recipe), seed=seed, test=False)
-        self._running[job] = asked
-        return job
+            asked_for = self._study.ask()
+            self._dry = asked_for is None
+            if asked_for is None:
+                return None
+            self._waiting += [
+                (asked_for, Job(pair=self._pair, recipe=str(asked_for.recipe), seed=seed, test=False))
+                for seed in self._seeds
+            ]
 
     def exhausted(self) -> bool:
         return self._dry and not self._waiting and self._study.idle()
 
     def take(self, job: Job, record: Record) -> None:
+        self._stages.end(job)
         self._study.tell(self._running.pop(job), record)
+
+    def advance(self, job: Job, stages: int) -> None:
+        self._stages.advance(job, stages)
 
     def remaining(self) -> int:
         return len(self._waiting) + len(self._running) + self._study.room() * len(self._seeds)
 
     def again(self) -> None:
-        self._waiting.extendleft((asked, job.seed) for job, asked in self._running.items())
+        self._waiting = [(asked, job) for job, asked in self._running.items()] + self._waiting
         self._running.clear()
+        self._stages.clear()
 
 
 class ListSource:
-    """A fixed list of jobs: the confirmation of one pair."""
+    """A fixed list of jobs: the confirmation of one pair. The first starts that needs no stage which is in training."""
 
-    def __init__(self, jobs: Sequence[Job], keep: Callable[[Job, Record], None]) -> None:
-        self._waiting, self._keep = deque(jobs), keep
+    def __init__(self, jobs: Sequence[Job], keep: Callable[[Job, Record], None], *, splits_total: bool) -> None:
+        """splits_total: as in StudySource."""
+        self._waiting, self._keep = list(jobs), keep
         self._running: set[Job] = set()
+        self._stages = _Stages(splits_total=splits_total)
 
     def next(self) -> Job | None:
-        if not self._waiting:
-            return None
-        job = self._waiting.popleft()
-        self._running.add(job)
-        return job
+        for place, job in enumerate(self._waiting):
+            if not self._stages.wanted_by(job):
+                del self._waiting[place]
+                self._running.add(job)
+                self._stages.start(job)
+                return job
+        return None
 
     def exhausted(self) -> bool:
         return not self._waiting and not self._running
 
     def take(self, job: Job, record: Record) -> None:
         self._running.remove(job)
+        self._stages.end(job)
         self._keep(job, record)
+
+    def advance(self, job: Job, stages: int) -> None:
+        self._stages.advance(job, stages)
 
     def remaining(self) -> int:
         return len(self._waiting) + len(self._running)
 
     def again(self) -> None:
-        self._waiting.extendleft(self._running)
+        self._waiting = [*self._running, *self._waiting]
         self._running.clear()
+        self._stages.clear()
 
 
 class RoundRobin:
@@ -150,6 +232,9 @@ class RoundRobin:
 
     def take(self, job: Job, record: Record) -> None:
         self._sources[job.pair].take(job, record)
+
+    def advance(self, job: Job, stages: int) -> None:
+        self._sources[job.pair].advance(job, stages)
 
     def remaining(self) -> int:
         return sum(source.remaining() for source in self._sources.values())
@@ -227,6 +312,10 @@ class QueueSearcher(Searcher):
         bench = self._benches[job.pair]
         told = {"recipe": job.recipe, "seed": job.seed, "test": job.test, "describe": bench.digest() is None}
         return {**bench.settings, **told}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if trial_id in self._jobs and "stage" in result:
+            self._source.advance(self._jobs[trial_id], max(0, result["stage"] - 1))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         job = self._jobs.pop(trial_id, None)

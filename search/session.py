@@ -107,15 +107,16 @@ class Session:
         """The trials of a phase, `search` or `confirm`; None if there are none. For `confirm` the front is frozen."""
         from search import searcher
 
+        splits_total = self.config.epochs_total is not None
         if phase == "search":
             if self.study.complete():
                 return None
-            return searcher.StudySource(self.study, self.config.search_seeds, self.pair)
+            return searcher.StudySource(self.study, self.config.search_seeds, self.pair, splits_total=splits_total)
         jobs = [
             searcher.Job(pair=self.pair, recipe=str(recipe), seed=seed, test=True)
             for recipe, seed in self._to_confirm(freeze=True)
         ]
-        return searcher.ListSource(jobs, self._keep) if jobs else None
+        return searcher.ListSource(jobs, self._keep, splits_total=splits_total) if jobs else None
 
     def bench(self, device: str) -> Bench:
         """What the trials have in common, on devices of this kind: `cpu` or `cuda`."""

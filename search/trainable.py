@@ -53,14 +53,15 @@ def train(config: dict[str, Any]) -> None:
             tune.report(dict(place))
 
     def on_stage(number: int, result: pipeline.StageResult) -> None:
-        nonlocal trained
+        nonlocal told, trained
         trained += result.trained
         finished.append(result)
         place.update(stage=min(number + 1, stages_wanted), epoch=0, val_accuracy=result.val_accuracy)
         if not result.trained:
             place["reused"] = number
-        if config["log"] and number < stages_wanted:  # the last one's go with the outcome
-            tune.report(place | _scalars(finished))
+        if number < stages_wanted:  # the last one's scalars go with the outcome; others may want a stage that was trained
+            told = time.monotonic()
+            tune.report(place | (_scalars(finished) if config["log"] else {}))
 
     try:
         prepared = pipeline.prepare(**config["pipeline"], on_epoch=functools.partial(on_epoch, 0))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from smskd import anchor, cost, methods, models, pairs
 from smskd import data as datasets
+from smskd import numerics as arithmetic
 from smskd import recipe as recipes
 from smskd import stage as training
 from smskd import teacher as teachers
@@ -28,6 +29,7 @@ from smskd.files import ImageFiles
 from smskd.forgetting import Kept, Lineage, Validation
 from smskd.methods import base, ce, kd
 from smskd.methods.base import Batch
+from smskd.numerics import FLOAT32, Numerics
 from smskd.pairs import Network, Pair, Schedule
 from smskd.recipe import Recipe, Stage
 from smskd.store import Entry, Store, address
@@ -52,6 +54,7 @@ class Bench:
     teacher_accuracy: float
     teacher_source: str
     teacher_epochs: int
+    numerics: Numerics
     validation: Validation
     more: dict[int, tuple[Teacher, Entry]] = field(default_factory=dict, repr=False)
     flops: dict[tuple[Any, ...], float] = field(default_factory=dict, repr=False)
@@ -134,6 +137,8 @@ def run(
     teacher_epochs: int | None = None,
     store: str | Path = STORE,
     device: str | None = None,
+    precision: str | None = None,
+    compile: str | None = None,
     test_each_epoch: bool = False,
     on_stage: Callable[[int, StageResult], None] = lambda number, result: None,
     on_epoch: Callable[[int, int, int], None] = lambda stage, epoch, epochs: None,
@@ -153,6 +158,7 @@ def run(
         teacher_epochs: for a teacher that is trained; None: the pair's own.
         store: folder of finished stages.
         device: as torch names it; None: cuda if there is one, else cpu.
+        precision, compile: as in smskd.numerics; None: what suits the device.
         test_each_epoch: look at the test split after every epoch, which changes nothing of the training. For runs whose
             choices are made.
         on_stage: called with the stage's number, from 1, and its result, when it is finished or found.
@@ -166,11 +172,12 @@ def run(
     bench = prepare(
         pair=pair, teacher_model=teacher_model, student_model=student_model, data=data, data_dir=data_dir,
         train_size=train_size, image_size=image_size, teacher=teacher, teacher_epochs=teacher_epochs, store=store,
-        device=device,
+        device=device, precision=precision, compile=compile,
     )  # fmt: skip
     return distil(
-        recipe, bench, seed=seed, epochs=epochs, epochs_total=epochs_total, on_stage=on_stage, on_epoch=on_epoch
-    )
+        recipe, bench, seed=seed, epochs=epochs, epochs_total=epochs_total, test_each_epoch=test_each_epoch,
+        on_stage=on_stage, on_epoch=on_epoch,
+    )  # fmt: skip
 
 
 def distil(
@@ -180,6 +187,7 @@ def distil(
     seed: int,
     epochs: int | None = None,
     epochs_total: int | None = None,
+    test_each_epoch: bool = False,
     on_stage: Callable[[int, StageResult], None] = lambda number, result: None,
     on_epoch: Callable[[int, int, int], None] = lambda stage, epoch, epochs: None,
 ) -> Result:
@@ -199,7 +207,8 @@ def distil(
             recipe=prefix, parent=parent, epochs=per_stage[number - 1], seed=_derived(seed, prefix.id, number),
             init_seed=_derived(seed, "student"), loss_weights=bench.pair.loss_weights,
             teachers=[teacher for teacher, *_ in taught], teacher_digests=[digest for _, digest, _ in taught],
-            flops=bench.flops, test_each_epoch=test_each_epoch, on_epoch=functools.partial(on_epoch, number),
+            numerics=bench.numerics, flops=bench.flops, test_each_epoch=test_each_epoch,
+            on_epoch=functools.partial(on_epoch, number),
         )  # fmt: skip
         terms = _trained_terms(bench, student, stage, recipe, entry)
         listened |= {place: bench_teacher(bench, place)[0].network for term in terms for place in term.teachers}
@@ -230,10 +239,13 @@ def bench_teacher(bench: Bench, place: int) -> tuple[Teacher, str, float]:
     if place not in bench.more:
         network = _fresh(bench.pair.teacher, bench.data, seed=_derived(0, "teacher", "of several", place))
         entry = _trained_teacher(
-            bench.store, bench.data, bench.pair, network, bench.teacher_epochs,
+            bench.store, bench.data, bench.pair, network, bench.teacher_epochs, bench.numerics,
             seed=_derived(0, "teacher", "of several", place, 1), init_seed=_derived(0, "teacher", "of several", place),
         )  # fmt: skip
-        bench.more[place] = Teacher(network, bench.data), entry
+        bench.more[place] = (
+            _with_table(network, bench.data, bench.store, bench.pair, entry.digest, bench.numerics),
+            entry,
+        )
     teacher, entry = bench.more[place]
     return teacher, entry.digest, float(entry.facts["train_flops"])
 
@@ -274,6 +286,8 @@ def prepare(
     teacher_epochs: int | None = None,
     store: str | Path = STORE,
     device: str | None = None,
+    precision: str | None = None,
+    compile: str | None = None,
     on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
 ) -> Bench:
     """Load the data and the teacher, training the latter if the store lacks it. Arguments and errors as in run().
@@ -283,7 +297,9 @@ def prepare(
     on_epoch: called with finished epochs, and all epochs, of a teacher that is trained.
     """
     chosen = pairs.choose(pair, teacher_model, student_model)
-    wanted = (chosen.name, data, data_dir, train_size, image_size, teacher, teacher_epochs, store, device)
+    wanted = (
+        chosen.name, data, data_dir, train_size, image_size, teacher, teacher_epochs, store, device, precision, compile,
+    )  # fmt: skip
     if wanted not in _benches:
         made = _prepared(chosen, *wanted[1:], on_epoch)
         while len(_benches) >= 2:
@@ -305,9 +321,12 @@ def _prepared(
     teacher_epochs: int | None,
     store: str | Path,
     device: str | None,
+    precision: str | None,
+    compile: str | None,
     on_epoch: Callable[[int, int], None],
 ) -> Bench:
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    numerics = arithmetic.choose(precision, compile, cuda=place.type == "cuda")
     loaded = load_data(table, data=data, data_dir=data_dir, train_size=train_size, image_size=image_size).to(place)
     if place.type == "cuda":
         torch.backends.cudnn.deterministic = True
@@ -322,7 +341,7 @@ def _prepared(
         digest, source = weights_digest(network), f"file {Path(teacher).name}"
     else:
         entry = _trained_teacher(
-            shelf, loaded, table, network, epochs,
+            shelf, loaded, table, network, epochs, numerics,
             seed=_derived(0, "teacher", 1), init_seed=_derived(0, "teacher"), on_epoch=on_epoch,
         )  # fmt: skip
         digest, source = entry.digest, f"trained here for {epochs} epochs"
@@ -330,13 +349,25 @@ def _prepared(
         pair=table,
         data=loaded,
         store=shelf,
-        teacher=Teacher(network, loaded),
+        teacher=_with_table(network, loaded, shelf, table, digest, numerics),
         teacher_digest=digest,
         teacher_accuracy=training.accuracy(network, loaded, loaded.validation),
         teacher_source=source,
         teacher_epochs=epochs,
+        numerics=numerics,
         validation=Validation(loaded, table.student_schedule.batch_size),
     )
+
+
+def _with_table(network: nn.Module, data: Data, store: Store, pair: Pair, digest: str, numerics: Numerics) -> Teacher:
+    """A teacher whose outputs are shared by the processes that use this store on this machine, where that can be."""
+    identity = {
+        "teacher": digest,
+        "data": data.fingerprint,
+        "code": code_digest(pair.teacher.name, ()),
+        "environment": environment(data.mean.device, numerics),
+    }
+    return Teacher(network, data, folder=store.table(identity))
 
 
 def _trained_teacher(
@@ -345,6 +376,7 @@ def _trained_teacher(
     pair: Pair,
     network: nn.Module,
     epochs: int,
+    numerics: Numerics,
     *,
     seed: int,
     init_seed: int,
@@ -354,7 +386,7 @@ def _trained_teacher(
     entry, _ = finish_stage(
         store, data, network, pair.teacher, pair.teacher_schedule,
         recipe=recipes.parse("ce"), parent=None, epochs=epochs, seed=seed, init_seed=init_seed,
-        loss_weights={}, teachers=[], teacher_digests=[], flops={}, on_epoch=on_epoch,
+        loss_weights={}, teachers=[], teacher_digests=[], numerics=numerics, flops={}, on_epoch=on_epoch,
     )  # fmt: skip
     return entry
 
@@ -386,6 +418,7 @@ def finish_stage(
     teachers: Sequence[Teacher],
     teacher_digests: Sequence[str],
     flops: dict[tuple[Any, ...], float],
+    numerics: Numerics = FLOAT32,
     test_each_epoch: bool = False,
     on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
 ) -> tuple[Entry, bool]:
@@ -399,7 +432,7 @@ def finish_stage(
     weights = _weights_of(stage, loss_weights)
     identity = stage_identity(
         data, spec, schedule, recipe=recipe, parent=None if parent is None else parent.digest, epochs=epochs, seed=seed,
-        init_seed=init_seed, loss_weights=loss_weights, teacher_digests=teacher_digests,
+        init_seed=init_seed, loss_weights=loss_weights, teacher_digests=teacher_digests, numerics=numerics,
         test_each_epoch=test_each_epoch,
     )  # fmt: skip
     key = address(identity)
@@ -424,7 +457,7 @@ def finish_stage(
 
                 done = training.train_stage(
                     network, stage=stage, recipe=recipe, reference=reference, teachers=teachers, data=data,
-                    schedule=schedule, loss_weights=weights, epochs=epochs, seed=seed,
+                    schedule=schedule, loss_weights=weights, epochs=epochs, seed=seed, numerics=numerics,
                     on_epoch=after_epoch,
                 )  # fmt: skip
                 facts = {
@@ -459,6 +492,7 @@ def stage_identity(
     init_seed: int,
     loss_weights: Mapping[str, float],
     teacher_digests: Sequence[str],
+    numerics: Numerics,
     test_each_epoch: bool = False,
 ) -> dict[str, Any]:
     """All that the last stage of `recipe` is a function of; its address is the stage's key in the store.
@@ -481,17 +515,17 @@ def stage_identity(
         "teachers": list(teacher_digests),
         "seed": seed,
         "code": code_digest(spec.name, stage.distils),
-        "environment": environment(data.mean.device),
+        "environment": environment(data.mean.device, numerics),
         **({"test_each_epoch": True} if test_each_epoch else {}),  # no part of the other entries' keys
     }
 
 
-def held_teacher(store: Store, data: Data, pair: Pair, epochs: int, *, place: int = 0) -> str | None:
+def held_teacher(store: Store, data: Data, pair: Pair, epochs: int, numerics: Numerics, *, place: int = 0) -> str | None:
     """Digest of a teacher (by place, as in bench_teacher) that the store has; None if it is still to be trained."""
     path: tuple[str | int, ...] = ("teacher",) if place == 0 else ("teacher", "of several", place)
     identity = stage_identity(
         data, pair.teacher, pair.teacher_schedule, recipe=recipes.parse("ce"), parent=None, epochs=epochs,
-        seed=_derived(0, *path, 1), init_seed=_derived(0, *path), loss_weights={}, teacher_digests=[],
+        seed=_derived(0, *path, 1), init_seed=_derived(0, *path), loss_weights={}, teacher_digests=[], numerics=numerics,
     )  # fmt: skip
     return store.digest(address(identity))
 
@@ -505,6 +539,7 @@ def held_stages(
     *,
     seed: int,
     per_stage: Sequence[int],
+    numerics: Numerics,
 ) -> int:
     """How many stages of a recipe, from its first, the store has: run() won't train these. No file is verified.
 
@@ -521,7 +556,7 @@ def held_stages(
         identity = stage_identity(
             data, pair.student, pair.student_schedule, recipe=prefix, parent=parent, epochs=per_stage[number],
             seed=_derived(seed, prefix.id, number + 1), init_seed=_derived(seed, "student"),
-            loss_weights=pair.loss_weights, teacher_digests=[teachers[place] for place in asked],
+            loss_weights=pair.loss_weights, teacher_digests=[teachers[place] for place in asked], numerics=numerics,
         )  # fmt: skip
         parent = store.digest(address(identity))
         if parent is None:
@@ -590,7 +625,9 @@ def _fresh(spec: Network, data: Data, *, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = models.build(spec.name, num_classes=data.classes, in_channels=data.channels)
-    return network.to(data.mean.device)
+    # GPUs compute convolutions in this layout; others keep the order the weights are stored in
+    layout = torch.channels_last if data.mean.device.type == "cuda" else torch.contiguous_format
+    return network.to(data.mean.device).to(memory_format=layout)
 
 
 def _derived(seed: int, *path: str | int) -> int:
@@ -606,14 +643,14 @@ def weights_digest(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def environment(device: torch.device) -> dict[str, str | int]:
+def environment(device: torch.device, numerics: Numerics) -> dict[str, str | int]:
     """What else the bits of a result depend on: device kind, versions, threads, numeric mode."""
     if device.type == "cuda":
         kind: dict[str, str | int] = {"device": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
     else:
         capability = torch.backends.cpu.get_cpu_capability()
         kind = {"device": f"{platform.machine()} {capability}", "threads": torch.get_num_threads()}
-    return kind | {"torch": str(torch.__version__), "numeric": "float32"}
+    return kind | {"torch": str(torch.__version__), "numeric": str(numerics)}
 
 
 @functools.cache

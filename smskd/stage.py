@@ -6,6 +6,8 @@ ends here. Deliberately not here: validation in the course of a stage, early sto
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +21,10 @@ from smskd.data import Data, Split
 from smskd.methods import ce
 from smskd.methods.base import Batch, Method, Task, View
 from smskd.models import Output
+from smskd.numerics import FLOAT32, Numerics
 from smskd.pairs import Schedule
 from smskd.recipe import Recipe, Stage
-from smskd.teacher import Teacher
+from smskd.teacher import TABLE_BYTES, Teacher
 
 # Where a step schedule divides the learning rate by ten, as a share of the stage (150, 180, 210 of 240 epochs).
 _MILESTONES = (0.625, 0.75, 0.875)
@@ -29,6 +32,9 @@ _MILESTONES = (0.625, 0.75, 0.875)
 _ONE_CYCLE_RISE, _ONE_CYCLE_START = 0.3, 1 / 25
 # Images an evaluation step: so many, or fewer if they are large.
 _EVALUATION_BATCH, _EVALUATION_PIXELS = 512, 2**22
+# A table of the reference's outputs is kept where at least this share of them is asked for again.
+_TABLE_PAYS = 0.25
+_LOGITS = frozenset({"logits"})
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -145,6 +151,7 @@ def train_stage(
     loss_weights: Mapping[str, float],
     epochs: int,
     seed: int,
+    numerics: Numerics = FLOAT32,
     on_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> Training:
     """Train a student in place for one stage.
@@ -160,6 +167,7 @@ def train_stage(
         loss_weights: override the methods' published weights.
         epochs: at least 1.
         seed: of everything drawn in this stage.
+        numerics: of the forward passes.
         on_epoch: called with the number of finished epochs.
 
     Raises:
@@ -188,8 +196,10 @@ def train_stage(
             weight_decay=schedule.weight_decay,
             fused=device.type in ("cpu", "cuda"),
         )
-        hold = None if reference is None else _hold(recipe, student, reference, data, seed)
+        cast = _cast(numerics, device)
+        hold = None if reference is None else _hold(recipe, student, reference, data, epochs, seed, cast)
         student.train()
+        forward = _compiled(student, numerics)
         losses = []
         anchor_weights: list[Tensor] = []
         for epoch in range(epochs):
@@ -201,16 +211,17 @@ def train_stage(
             for step, (index, view, images, labels) in enumerate(data.batches(order, views, batch)):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(schedule, epoch * steps + step, epochs * steps)
-                output = View(student(images), student.hint_index)  # type: ignore[arg-type]
+                with cast():
+                    output = View(forward(images), student.hint_index)  # type: ignore[arg-type]
+                    answers = [t(index, view, images, w) for t, w in zip(teachers, wanted, strict=True) if w]
                 named = {"ce": ce_weight * ce.cross_entropy(output.output.logits, labels)}
-                answers = [t(index, view, images, w) for t, w in zip(teachers, wanted, strict=True) if w]
                 for term in terms:
                     for name, loss in term(output, answers, Batch(labels, index)).items():
                         named[name] = named[name] + loss if name in named else loss
                 if hold is not None:
                     weights = _weights(recipe, answers, labels)
                     anchor_weights.append(weights)
-                    named["anchor"] = hold(output, images, weights)
+                    named["anchor"] = hold(output, index, view, images, weights)
                 stacked = torch.stack(list(named.values()))
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(stacked.sum())
@@ -231,24 +242,54 @@ def train_stage(
     )
 
 
+def _cast(numerics: Numerics, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[object]]:
+    """What forward passes run in."""
+    if numerics.precision == "float32":
+        return contextlib.nullcontext  # a hundredth of a small step quicker than an autocast that is off
+    return functools.partial(torch.autocast, device.type, torch.bfloat16)
+
+
+def _compiled(student: nn.Module, numerics: Numerics) -> Callable[[Tensor], Output]:
+    """The student's forward pass; students of one network share what was compiled."""
+    if numerics.compile == "off":
+        return student
+    mode = "reduce-overhead" if numerics.compile == "graphs" else "default"
+    return torch.compile(student, mode=mode)
+
+
 def _hold(
-    recipe: Recipe, student: nn.Module, reference: nn.Module, data: Data, seed: int
-) -> Callable[[View, Tensor, Tensor], Tensor]:
-    """What anchors a step: from the student's outputs, the images and the samples' weights to a loss."""
+    recipe: Recipe,
+    student: nn.Module,
+    reference: nn.Module,
+    data: Data,
+    epochs: int,
+    seed: int,
+    cast: Callable[[], contextlib.AbstractContextManager[object]],
+) -> Callable[[View, Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """What anchors a step: from the student's outputs, places, views, images and the samples' weights to a loss."""
     if recipe.anchor == "ewc":
         generator = torch.Generator(data.mean.device).manual_seed(seed)
         chosen = torch.randperm(len(data.train), generator=generator, device=data.mean.device)[: anchor.FISHER_IMAGES]
         images, labels = data.normalised(data.train.images[chosen]), data.train.labels[chosen]
         information = anchor.fisher(reference, images, labels)
         live, before = dict(student.named_parameters()), dict(reference.named_parameters())
-        return lambda output, images, weights: anchor.ewc_loss(live, before, information, weights.mean())
+        return lambda output, index, view, images, weights: anchor.ewc_loss(live, before, information, weights.mean())
 
-    def to_reference(output: View, images: Tensor, weights: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits = reference(images).logits
+    # the reference is frozen like a teacher, but for this stage alone: a table pays where views come again in it
+    pays = seen_again(data.views, epochs) >= _TABLE_PAYS
+    frozen = Teacher(reference, data, table_bytes=TABLE_BYTES if pays else 0)
+
+    def to_reference(output: View, index: Tensor, view: Tensor, images: Tensor, weights: Tensor) -> Tensor:
+        with cast():
+            logits = frozen(index, view, images, _LOGITS).output.logits
         return anchor.anchor_loss(output.output.logits, logits, weights, recipe.anchor_temperature)
 
     return to_reference
+
+
+def seen_again(views: int, epochs: int) -> float:
+    """Which share of the (image, view) that a stage draws it has, on average, drawn before."""
+    return 1 - views * (1 - (1 - 1 / views) ** epochs) / epochs
 
 
 def _weights(recipe: Recipe, answers: Sequence[View], labels: Tensor) -> Tensor:

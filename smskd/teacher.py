@@ -5,6 +5,8 @@ A teacher is trained as any network is, by a stage of `ce` (smskd.pipeline); not
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,21 +20,27 @@ from smskd.data import Data
 from smskd.methods.base import View
 from smskd.models import Output
 
-# What one process may spend on its table of teacher outputs. Memory is committed as rows are filled.
+# What a table of teacher outputs may take. In memory it is committed as rows are filled; on disk it is reserved.
 TABLE_BYTES = 2**30
+# After so many look-ups that found all they asked for, see whether any row is still to come.
+_LOOK_EVERY = 20
 
 
 class Teacher:
     """A frozen network, asked for the outputs of training images in given views.
 
     Each (image, view) is computed once and kept, as long as the tables fit their budget: logits and embeddings first,
-    then hints. On a CPU the answer of a chain of `stages` for an image doesn't depend on the rest of the batch, bit for
-    bit (batches of one take another path and are avoided), so training with the tables equals training with the live
-    teacher. Elsewhere (GPUs; wide linear layers or grouped convolutions, as torchvision's classifiers have) that isn't
-    so, and the teacher runs live. For a hint a chain runs as deep as the hint.
+    then hints; in `folder` once for all processes that give the same one. On a CPU the answer of a chain of `stages`
+    for an image doesn't depend on the rest of the batch, bit for bit (batches of one take another path and are
+    avoided), so training with the tables equals training with the live teacher. Elsewhere (GPUs; wide linear layers or
+    grouped convolutions, as torchvision's classifiers have) that isn't so, and the teacher runs live. For a hint a
+    chain runs as deep as the hint.
     """
 
-    def __init__(self, network: nn.Module, data: Data, *, table_bytes: int = TABLE_BYTES) -> None:
+    def __init__(
+        self, network: nn.Module, data: Data, *, table_bytes: int = TABLE_BYTES, folder: Path | None = None
+    ) -> None:
+        """folder: of the tables' files, for this network and these data alone (Store.table); None: in memory."""
         self.network = network.eval().requires_grad_(False)
         self.hint_index: int = network.hint_index  # type: ignore[assignment]
         self._hint_part = _hint_part(network).eval()
@@ -43,8 +51,8 @@ class Teacher:
             rows = len(data.train) * data.views
             probe = self._whole(data.normalised(data.train.images[:2]))
             ends, hints = _Table.size(rows, probe[:2]), _Table.size(rows, probe[2:])
-            self._ends = _Table(rows, probe[:2]) if ends <= table_bytes else None
-            self._hints = _Table(rows, probe[2:]) if ends + hints <= table_bytes else None
+            self._ends = _Table(rows, probe[:2], folder, "ends") if ends <= table_bytes else None
+            self._hints = _Table(rows, probe[2:], folder, "hints") if ends + hints <= table_bytes else None
 
     def __call__(self, index: Tensor, view: Tensor, images: Tensor, reads: frozenset[str]) -> View:
         """Outputs of a batch: places [B], views [B] and the images [B, C, H, W]; `reads` as in smskd.methods.
@@ -60,12 +68,13 @@ class Teacher:
             if self._ends is None:
                 logits, embedding, hint = self._whole(images)
             else:
-                logits, embedding = self._ends.look_up(rows, images, lambda asked: self._whole(asked)[:2])
+                wanted = [name in reads for name in ("logits", "embedding")]
+                logits, embedding = self._ends.look_up(rows, images, lambda asked: self._whole(asked)[:2], wanted)
         if "hint" in reads and not len(hint):
             if self._hints is None:
                 (hint,) = self._until_hint(images)
             else:
-                (hint,) = self._hints.look_up(rows, images, self._until_hint)
+                (hint,) = self._hints.look_up(rows, images, self._until_hint, [True])
         features = (images.new_empty(0),) * self.hint_index + (hint,)
         return View(Output(logits=logits, embedding=embedding, features=features), self.hint_index)
 
@@ -102,11 +111,29 @@ def _hint_part(network: nn.Module) -> nn.Module:
 
 
 class _Table:
-    """Some outputs of a network, one row for each (image, view), computed when first asked for."""
+    """Some outputs of a network, one row for each (image, view), computed when first asked for.
 
-    def __init__(self, rows: int, probe: Sequence[Tensor]) -> None:
-        self._columns = [torch.empty(rows, *t.shape[1:]) for t in probe]
-        self._filled = torch.zeros(rows, dtype=torch.bool)
+    With a folder its columns are files that processes map into memory and fill together. A row is marked after it is
+    written, and whoever writes one writes the same.
+    """
+
+    def __init__(self, rows: int, probe: Sequence[Tensor], folder: Path | None, name: str) -> None:
+        shapes = [(rows, *t.shape[1:]) for t in probe]
+        files = [] if folder is None else [folder / f"{name}-{place}" for place in range(len(probe) + 1)]
+        try:
+            for file, shape in zip(files, [*shapes, (rows,)], strict=bool(files)):
+                _reserve(file, 4 * math.prod(shape))
+        except OSError:  # no room: a mapped page that can't be written would end the process
+            files = []
+        if files:
+            *columns, marks = files
+            self._columns = [_mapped(file, shape, torch.float32) for file, shape in zip(columns, shapes, strict=True)]
+            self._filled = _mapped(marks, (rows,), torch.bool)
+        else:
+            self._columns = [torch.empty(shape) for shape in shapes]
+            self._filled = torch.zeros(rows, dtype=torch.bool)
+        self._complete = False
+        self._hits = 0
 
     @staticmethod
     def size(rows: int, probe: Sequence[Tensor]) -> int:
@@ -114,16 +141,44 @@ class _Table:
         return 4 * rows * sum(t[0].numel() for t in probe)
 
     def look_up(
-        self, rows: Tensor, images: Tensor, compute: Callable[[Tensor], tuple[Tensor, ...]]
+        self,
+        rows: Tensor,
+        images: Tensor,
+        compute: Callable[[Tensor], tuple[Tensor, ...]],
+        wanted: Sequence[bool],
     ) -> tuple[Tensor, ...]:
-        """The columns' values in these rows [B]; `compute` gives them for images that were never asked for."""
+        """The columns' values in these rows [B], empty where not `wanted`; `compute` gives them all for images that
+        were never asked for.
+        """
+        if not self._complete:
+            self._fill(rows, images, compute)
+        none = images.new_empty(0)
+        return tuple(column[rows] if asked else none for column, asked in zip(self._columns, wanted, strict=True))
+
+    def _fill(self, rows: Tensor, images: Tensor, compute: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
         missing = (~self._filled[rows]).nonzero().squeeze(1)
-        if len(missing):
-            asked = missing if len(missing) > 1 else missing.expand(2)
-            for column, values in zip(self._columns, compute(images[asked]), strict=True):
-                column[rows[asked]] = values
-            self._filled[rows[asked]] = True
-        return tuple(column[rows] for column in self._columns)
+        if not len(missing):
+            self._hits += 1
+            if self._hits % _LOOK_EVERY == 0:
+                self._complete = bool(self._filled.all())
+            return
+        asked = missing if len(missing) > 1 else missing.expand(2)
+        for column, values in zip(self._columns, compute(images[asked]), strict=True):
+            column[rows[asked]] = values.float()
+        self._filled[rows[asked]] = True
+
+
+def _reserve(file: Path, size: int) -> None:
+    """Make a file of zeros, if there is none, whose pages can all be written."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    finally:
+        os.close(descriptor)
+
+
+def _mapped(file: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.from_file(str(file), shared=True, size=math.prod(shape), dtype=dtype).view(*shape)
 
 
 def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smskd import cli, datasets, methods, pairs
+from smskd.numerics import COMPILES, PRECISIONS, Numerics
 from smskd.recipe import ANCHORS, WEIGHTINGS, Recipe, make, parse
 
 DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 4, 130
@@ -45,6 +46,10 @@ class Config:
     image_size: int | None = cli.key(
         None, "for data=folder: pixels a side; the shorter one is resized, the middle cut out"
     )
+    precision: str | None = cli.key(
+        None, "of forward passes: " + ", ".join(PRECISIONS) + " (default: bf16 on GPUs, float32 on CPUs)"
+    )
+    compile: str | None = cli.key(None, "compile the student: " + ", ".join(COMPILES) + " (default: off)")
     threads: int = cli.key(1, "threads on a CPU; part of a stage's identity in the store")
     store: str = cli.key("runs/store", "folder of finished stages")
     out: str = cli.key("runs/student.safetensors", "where the student's weights are written")
@@ -82,6 +87,7 @@ def _read(argv: Sequence[str]) -> tuple[Config, Recipe]:
         config = given
     pair = pairs.choose(config.pair, config.teacher_model, config.student_model)
     datasets.check(config.data, data_dir=config.data_dir, image_size=config.image_size)
+    Numerics(precision=config.precision or "float32", compile=config.compile or "off")
     if config.threads < 1:
         raise ValueError(f"threads >= 1 must hold, but got threads={config.threads}")
     if config.seed < 0:
@@ -111,7 +117,18 @@ def _train(config: Config, recipe: Recipe) -> int:
 
     torch.set_num_threads(config.threads)
     networks = ("pair", "teacher_model", "student_model")
-    keys = (*networks, "data", "data_dir", "train_size", "image_size", "teacher", "teacher_epochs", "store")
+    keys = (
+        *networks,
+        "precision",
+        "compile",
+        "data",
+        "data_dir",
+        "train_size",
+        "image_size",
+        "teacher",
+        "teacher_epochs",
+        "store",
+    )
     settings = {key: getattr(config, key) for key in keys}
     bench = pipeline.prepare(**settings, device=None)
     _say(

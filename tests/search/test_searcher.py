@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks import scheduler
 from search import bench, searcher, trainable
 from search.searcher import Job, ListSource
 from search.study import Record
+from search.trainable import failure
 from smskd import pipeline
 from smskd.forgetting import Kept
 
@@ -121,7 +123,7 @@ def fit(tune: FakeTune, known: str | None = None) -> tuple[list[tuple[int, Recor
     ended: list[tuple[int, Record]] = []
     benches: list[Any] = []
     searcher.fit(
-        ListSource(JOBS, lambda job, record: None),
+        ListSource(JOBS, _ignore, splits_total=False),
         benches={"tiny": searcher.Bench(
             settings={"pipeline": {"pair": "tiny"}},
             digest=lambda: known if known else benches[0]["digest"] if benches else None,
@@ -179,7 +181,10 @@ def drain(source: searcher.Source) -> list[Job]:
 
 def test_several_pairs_take_turns_and_end_when_all_have_ended() -> None:
     kept: list[tuple[Job, Record]] = []
-    sources = {pair: ListSource(jobs, lambda job, record: kept.append((job, record))) for pair, jobs in JOBS_OF.items()}
+    sources = {
+        pair: ListSource(jobs, lambda job, record: kept.append((job, record)), splits_total=False)
+        for pair, jobs in JOBS_OF.items()
+    }
     source = searcher.RoundRobin(sources)
     assert source.remaining() == 5
     jobs = drain(source)
@@ -210,7 +215,9 @@ def queue_of_both(known: dict[str, str]) -> tuple[searcher.QueueSearcher, list[s
         )
         for pair, epochs in (("a", 1), ("b", 2))
     }
-    source = searcher.RoundRobin({pair: ListSource(jobs, lambda job, record: None) for pair, jobs in JOBS_OF.items()})
+    source = searcher.RoundRobin(
+        {pair: ListSource(jobs, _ignore, splits_total=False) for pair, jobs in JOBS_OF.items()}
+    )
     return searcher.QueueSearcher(source, benches, lambda job, record, trained: ended.append(job.pair)), ended
 
 
@@ -241,3 +248,44 @@ def test_one_pairs_other_teacher_ends_the_search_and_is_named() -> None:
     assert search.problem is not None and search.problem.startswith("pair=b: the teacher isn't the one")
     assert ended == ["a"]
     assert search.suggest("3") == searcher.Searcher.FINISHED
+
+
+# --- which job starts
+
+
+def _ignore(job: Job, record: Record) -> None:
+    pass
+
+
+def test_a_job_waits_for_the_stage_that_another_trains_and_not_on_a_device() -> None:
+    jobs = [Job(pair="tiny", recipe=r, seed=s, test=True) for r, s in (("kd>rkd", 0), ("kd>fitnets", 0), ("kd", 1))]
+    source = ListSource(jobs, _ignore, splits_total=False)
+    first = source.next()
+    assert first == jobs[0]
+    assert source.next() == jobs[2]  # another seed is another stage
+    assert source.next() is None and not source.exhausted()
+    source.advance(jobs[0], 1)  # kd is there now
+    assert source.next() == jobs[1]
+
+
+def test_a_job_whose_stage_failed_elsewhere_takes_it_over() -> None:
+    jobs = [Job(pair="tiny", recipe=r, seed=0, test=True) for r in ("kd", "kd>fitnets")]
+    source = ListSource(jobs, _ignore, splits_total=False)
+    assert source.next() == jobs[0] and source.next() is None
+    source.take(jobs[0], failure(0, "killed"))
+    assert source.next() == jobs[1]
+
+
+def test_where_a_total_is_split_lengths_share_nothing() -> None:
+    jobs = [Job(pair="tiny", recipe=r, seed=0, test=True) for r in ("kd", "kd>fitnets", "kd>rkd")]
+    source = ListSource(jobs, _ignore, splits_total=True)
+    assert source.next() == jobs[0] and source.next() == jobs[1]
+    assert source.next() is None
+
+
+@pytest.mark.parametrize("devices", [2, 8, 40])
+def test_devices_are_busy_and_no_trial_holds_one_while_it_waits(devices: int) -> None:
+    out = scheduler.simulate(devices, ("kd", "fitnets", "rkd"), 3)
+    assert (out.recipes, out.trials) == (15, 45)
+    assert out.waited == 0
+    assert out.bound <= out.makespan <= 1.25 * out.bound

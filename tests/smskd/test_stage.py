@@ -20,6 +20,7 @@ from smskd import anchor, models, pairs, pipeline, recipe
 from smskd import stage as training
 from smskd.data import Data
 from smskd.methods.fitnets import FitNets
+from smskd.numerics import choose
 from smskd.pipeline import Bench, Result
 from smskd.store import Entry, Store
 from smskd.teacher import TABLE_BYTES, Teacher
@@ -390,6 +391,78 @@ def test_for_a_hint_the_teacher_runs_no_deeper(bench: Bench) -> None:
     assert teacher.part(frozenset({"hint"})) is not network and teacher.part(frozenset({"logits", "hint"})) is network
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_processes_share_a_table(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+    folder = Store(tmp_path).table({"teacher": bench.teacher_digest})
+    assert folder is not None, "on x86 Linux, where these tests run"
+    if full:
+
+        def no_room(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.posix_fallocate", no_room)
+    live = fresh()
+    train(live, "kd+fitnets", bench, teacher=Teacher(bench.teacher.network, bench.data, table_bytes=0), epochs=2)
+    asked = []
+    for _ in range(2):  # as two processes would: each opens the files
+        network = copy.deepcopy(bench.teacher.network)
+        teacher = Teacher(network, bench.data, folder=folder)
+        seen: list[int] = []
+        network.register_forward_hook(lambda _, inputs, __, seen=seen: seen.append(len(inputs[0])))
+        student = fresh()
+        train(student, "kd+fitnets", bench, teacher=teacher, epochs=2)
+        assert state_digest(student) == state_digest(live)
+        asked.append(sum(seen))
+    first, second = asked
+    assert (second == first) if full else (second <= 2 < 100 <= first)  # two images show the shapes
+
+
+def test_a_row_that_was_written_and_not_marked_is_computed_again(bench: Bench, tmp_path: Path) -> None:
+    index, view = torch.arange(8), torch.zeros(8, dtype=torch.long)
+    images = bench.data.augmented(index, view)
+    reads = frozenset({"logits"})
+    wanted = Teacher(bench.teacher.network, bench.data)(index, view, images, reads).output.logits
+    Teacher(bench.teacher.network, bench.data, folder=tmp_path)(index, view, images, reads)
+    columns = sorted(tmp_path.glob("ends-*"))
+    for file in columns[:-1]:
+        file.write_bytes(bytes(len(file.read_bytes())))  # as a process that died between the two would leave them
+    columns[-1].write_bytes(bytes(columns[-1].stat().st_size))
+    again = Teacher(bench.teacher.network, bench.data, folder=tmp_path)(index, view, images, reads)
+    assert torch.equal(again.output.logits, wanted)
+
+
+def test_a_table_and_a_live_reference_train_the_same_student(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+    forward = models.staged.Staged.forward
+
+    def counted(network: nn.Module, images: torch.Tensor) -> models.Output:
+        nonlocal asked
+        asked += network is reference
+        return forward(network, images)
+
+    found = []
+    for pays in (training._TABLE_PAYS, 2.0):
+        monkeypatch.setattr(training, "_TABLE_PAYS", pays)
+        student = fresh()
+        reference = anchor.freeze(student)
+        train(student, "kd", bench)
+        with monkeypatch.context() as patch:
+            patch.setattr(models.staged.Staged, "forward", counted)
+            train(student, "kd>kd", bench, reference=reference, epochs=3)
+        found.append((state_digest(student), asked))
+        asked = 0
+    (tabled, few), (live, many) = found
+    assert tabled == live
+    assert few < many / 2  # one epoch of three, and a look at the shapes
+
+
+def test_how_much_is_seen_again() -> None:
+    assert training.seen_again(1, 12) == pytest.approx(11 / 12)
+    drawn = np.random.default_rng(0).integers(50, size=(4000, 12))
+    distinct = np.mean([len(set(row)) for row in drawn.tolist()])
+    assert training.seen_again(50, 12) == pytest.approx(1 - distinct / 12, abs=0.005)
+
+
 def test_a_single_missing_row_is_the_live_answer_bit_for_bit(bench: Bench) -> None:
     data = padded(bench.data, flip=True)
     everything = frozenset({"logits", "embedding", "hint"})
@@ -427,6 +500,41 @@ def test_a_diverged_stage_is_not_stored(bench: Bench, tmp_path: Path) -> None:
             teachers=[bench.teacher], teacher_digests=[bench.teacher_digest], flops={},
         )  # fmt: skip
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+# --- numeric modes
+
+
+def test_bf16_is_another_entry_and_about_as_good(tmp_path: Path) -> None:
+    single, half = (run("kd>fitnets weighting=tcp", tmp_path, precision=p, epochs=3) for p in ("float32", "bf16"))
+    assert not {s.key for s in single.stages} & {s.key for s in half.stages}
+    assert not {s.digest for s in single.stages} & {s.digest for s in half.stages}
+    assert all(tensor.dtype != torch.bfloat16 for tensor in half.weights.values())
+    for mine, other in zip(half.stages, single.stages, strict=True):
+        for terms, wanted in zip(mine.losses, other.losses, strict=True):
+            assert terms == pytest.approx(wanted, rel=0.1)
+    again = run("kd>fitnets weighting=tcp", tmp_path / "again", precision="bf16", epochs=3)
+    assert [s.digest for s in again.stages] == [s.digest for s in half.stages]
+    assert run("kd", tmp_path, epochs=3).stages[0].key == single.stages[0].key  # a CPU's own choice
+
+
+def test_numeric_modes_are_checked_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="float32, bf16"):
+        run("kd", tmp_path, precision="float16")
+    with pytest.raises(ValueError, match="off, on, graphs"):
+        run("kd", tmp_path, compile="yes")
+    with pytest.raises(ValueError, match="compile=graphs needs a GPU"):
+        run("kd", tmp_path, compile="graphs")
+    assert str(choose(None, None, cuda=True)) == "bf16" and str(choose(None, "on", cuda=False)) == "float32 compiled"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_student_learns_the_same(tmp_path: Path) -> None:
+    plain, compiled = (run("kd>fitnets", tmp_path, compile=c, teacher_epochs=2) for c in ("off", "on"))
+    assert not {s.key for s in plain.stages} & {s.key for s in compiled.stages}
+    for mine, other in zip(compiled.stages, plain.stages, strict=True):
+        assert mine.losses[0] == pytest.approx(other.losses[0], rel=1e-2)
 
 
 # --- the same each time

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smskd.store import MANIFEST, WEIGHTS, Store, address
+from smskd.store import MANIFEST, WEIGHTS, Store, address, main
 
 IDENTITY = {"network": "tiny", "seed": 3, "parent": None}
 KEY = address(IDENTITY)
@@ -158,3 +158,106 @@ def test_failed_write_leaves_the_store_as_before(tmp_path: Path, monkeypatch: py
     with store.lock(key):
         store.put(key, identity, _weights(), FACTS, LEARNED)
     assert store.get(key) is not None
+
+
+# --- looking after a store
+
+
+def _chain(root: Path) -> tuple[Store, dict[str, str]]:
+    """A teacher, a stage it taught, a stage after that, and one that stands alone: name -> key, the oldest first."""
+    store, keys, digests = Store(root), {}, {}
+    for place, (name, parent, teachers) in enumerate(
+        [("alone", None, []), ("teacher", None, []), ("first", None, ["teacher"]), ("second", "first", ["teacher"])]
+    ):
+        identity = {"network": "tiny", "methods": ["kd"], "seed": place, "parent": digests.get(parent or "")}
+        identity["teachers"] = [digests[t] for t in teachers]
+        keys[name] = address(identity)
+        weights = {name: torch.full((100 * (place + 1),), float(place))}
+        with store.lock(keys[name]):
+            digests[name] = store.put(keys[name], identity, weights, FACTS, {}).digest
+        os.utime(store.path(keys[name]) / MANIFEST, (1000 + place, 1000 + place))
+    return store, keys
+
+
+def _held(store: Store, keys: dict[str, str]) -> set[str]:
+    return {name for name, key in keys.items() if store.path(key).is_dir()}
+
+
+def test_pruning_begins_with_the_longest_unused(tmp_path: Path) -> None:
+    store, keys = _chain(tmp_path)
+    assert store.get(keys["alone"]) is not None  # now it was used last
+    assert [entry.key for entry in store.entries()][-1] == keys["alone"]
+    sizes = {entry.key: entry.bytes for entry in store.entries()}
+    removed = store.prune(sum(sizes.values()) - 1)
+    assert [entry.key for entry in removed] == [keys["teacher"]]
+    store.prune(0)
+    assert _held(store, keys) == set()
+    assert list((tmp_path / "partial").iterdir()) == []
+
+
+def test_what_a_run_needs_is_never_pruned(tmp_path: Path) -> None:
+    store, keys = _chain(tmp_path / "store")
+    run = tmp_path / "run"
+    run.mkdir()
+    store.own(run, [keys["second"]])
+    assert {entry.key for entry in store.entries() if entry.needed_by} == {
+        keys[name] for name in ("teacher", "first", "second")
+    }
+    store.prune(0)
+    assert _held(store, keys) == {"teacher", "first", "second"}
+    run.rmdir()
+    store.prune(0)
+    assert _held(store, keys) == set()
+
+
+def test_pruning_takes_tables_too(tmp_path: Path) -> None:
+    store, _ = _chain(tmp_path)
+    folder = store.table({"teacher": "t"})
+    assert folder is not None and folder == store.table({"teacher": "t"}) != store.table({"teacher": "u"})
+    (folder / "ends-0").write_bytes(bytes(9))
+    before = store.size_bytes()
+    store.prune(2**30)
+    assert not folder.exists() and store.size_bytes() == before
+
+
+def test_an_entry_that_somebody_is_about_to_write_is_not_pruned(tmp_path: Path) -> None:
+    store, keys = _chain(tmp_path)
+    with Store(tmp_path).lock(keys["first"]):
+        store.prune(0)
+    assert _held(store, keys) == {"first"}
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, keys = _chain(tmp_path)
+    where = f"store={tmp_path}"
+    assert main([where, "do=list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(key[:16] in listed for key in keys.values()) and "needed by no run" in listed
+    assert main([where, "do=verify"]) == 0
+    assert "4 of 4 entries" in capsys.readouterr().out
+    _flip(store.path(keys["first"]) / WEIGHTS, -1)
+    assert main([where, "do=verify"]) == 3
+    assert f"damaged, set aside: {keys['first']}" in capsys.readouterr().out
+    assert main([where, "do=prune", "keep=1GB"]) == 0
+    assert _held(store, keys) == {"alone", "teacher", "second"} and not (tmp_path / "aside").exists()
+    assert main([where, "do=prune", "keep=0"]) == 0
+    assert "removed 3 entries" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["do=clean"], "list, size, verify, prune"),
+        (["do=prune"], "keep="),
+        (["keep=2GB"], "keep="),
+        (["do=prune", "keep=lots"], "keep=lots"),
+        (["do=prune", "keep=-1"], "keep=-1"),
+        (["do=prune", "keep=nan"], "keep=nan"),
+        (["store=/nowhere"], "no store"),
+    ],
+)
+def test_bad_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str) -> None:
+    _chain(tmp_path)
+    where = [] if words[0].startswith("store=") else [f"store={tmp_path}"]
+    assert main([*where, *words]) == 2
+    assert told in capsys.readouterr().err
