@@ -57,8 +57,10 @@ def trials() -> tuple[float, float]:
     trainable.train = nothing
     whole = time.monotonic()
     with searcher.cluster(None):
-        silent = Console(quiet=True)
-        progress = Progress(console=silent, title="", remaining=source.remaining, front=list, several=False)
+        progress = Progress(
+            console=Console(quiet=True), title="", counted="trainings", counts=lambda: (0, TRIALS), again="", causes={},
+            remaining=source.remaining, standings=list, pairs=["tiny"], estimate=None,
+        )  # fmt: skip
         inside = timed(
             lambda: searcher.fit(
                 source, benches={"tiny": bench}, cpus=1, gpus=0, progress=progress, on_end=lambda *told: None

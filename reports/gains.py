@@ -120,8 +120,8 @@ def table(results: pd.DataFrame, info: Mapping[str, Any]) -> Table:
     judged = gains(results, summary)
     compared = [
         (
-            by_id.loc[one.recipe_id, "letter"],
-            display(by_id.loc[one.recipe_id, "recipe"]),
+            str(by_id.loc[one.recipe_id, "letter"]),
+            display(str(by_id.loc[one.recipe_id, "recipe"])),
             one.split,
             points(one.gain),
             str(one.gain.pairs),
@@ -132,7 +132,7 @@ def table(results: pd.DataFrame, info: Mapping[str, Any]) -> Table:
         )
         for one in judged
     ]
-    over = "" if base is None else f" over {display(by_id.loc[base, 'recipe'])}, in points"
+    over = "" if base is None else f" over {display(str(by_id.loc[base, 'recipe']))}, in points"
     return Table(
         title=f"{info['teacher'].get('name', NONE)} → {info['student'].get('name', NONE)} on "
         f"{info['dataset'].get('name', NONE)}: the front",

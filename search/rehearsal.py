@@ -26,6 +26,7 @@ from search.estimate import Kind, Rehearsal, Task, Timing, Unit, kind, merged
 from smskd import models, pairs, pipeline, stage, teacher
 from smskd.data import Data, Split
 from smskd.forgetting import Validation
+from smskd.numerics import Numerics, choose
 from smskd.pairs import Pair
 from smskd.recipe import Recipe, parse
 from smskd.store import Entry, Store
@@ -68,6 +69,7 @@ def rehearse(task: Task) -> Rehearsal:
     if place.type == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
+    numerics = choose(settings["precision"], settings["compile"], cuda=place.type == "cuda")
     epochs = pair.teacher_epochs if settings["teacher_epochs"] is None else settings["teacher_epochs"]
     store = Path(settings["store"])
     network = models.build(pair.teacher.name, num_classes=data.classes, in_channels=data.channels)
@@ -76,15 +78,15 @@ def rehearse(task: Task) -> Rehearsal:
     network.to(place)
     teachers, held = frozenset[int](), dict[Unit, int]()
     if (store / "entries").is_dir():  # a Store makes its folders
-        digests = _teachers(task, Store(store), data, pair, network, epochs)
-        teachers, held = frozenset(digests), _held(task, Store(store), data, pair, digests)
+        digests = _teachers(task, Store(store), data, pair, network, epochs, numerics)
+        teachers, held = frozenset(digests), _held(task, Store(store), data, pair, digests, numerics)
     elif settings["teacher"] is not None:
         teachers = frozenset({0})
-    return _timed(task, pair, data, network, prepare=prepared, held=held, teachers=teachers)
+    return _timed(task, pair, data, network, numerics, prepare=prepared, held=held, teachers=teachers)
 
 
 def _teachers(
-    task: Task, store: Store, data: Data, pair: Pair, network: torch.nn.Module, epochs: int
+    task: Task, store: Store, data: Data, pair: Pair, network: torch.nn.Module, epochs: int, numerics: Numerics
 ) -> dict[int, str]:
     """Digests of the teachers that the store has, by place, or that a file has."""
     found: dict[int, str] = {}
@@ -92,26 +94,32 @@ def _teachers(
         if place == 0 and task.settings["teacher"] is not None:
             digest: str | None = pipeline.weights_digest(network)
         else:
-            digest = pipeline.held_teacher(store, data, pair, epochs, place=place)
+            digest = pipeline.held_teacher(store, data, pair, epochs, numerics, place=place)
         if digest is not None:
             found[place] = digest
     return found
 
 
-def _held(task: Task, store: Store, data: Data, pair: Pair, teachers: dict[int, str]) -> dict[Unit, int]:
+def _held(
+    task: Task, store: Store, data: Data, pair: Pair, teachers: dict[int, str], numerics: Numerics
+) -> dict[Unit, int]:
     """As in Rehearsal."""
     found: set[tuple[Unit, int]] = set()
     for (recipe, per_stage), seed in itertools.product(task.looked_up, task.seeds):
-        count = pipeline.held_stages(recipe, store, data, pair, teachers, seed=seed, per_stage=per_stage)
+        count = pipeline.held_stages(
+            recipe, store, data, pair, teachers, seed=seed, per_stage=per_stage, numerics=numerics
+        )
         found.update(((prefix.id, per_stage[:k]), seed) for k, prefix in enumerate(recipe.prefixes()[:count], 1))
     return dict(collections.Counter(unit for unit, _ in found))
 
 
-def _timed(task: Task, pair: Pair, data: Data, network: torch.nn.Module, *, prepare: float, **known: Any) -> Rehearsal:
+def _timed(
+    task: Task, pair: Pair, data: Data, network: torch.nn.Module, numerics: Numerics, *, prepare: float, **known: Any
+) -> Rehearsal:
     batch = min(pair.student_schedule.batch_size, len(data.train))
     steps = len(data.train) // batch
     with tempfile.TemporaryDirectory(prefix=".smskd-plan-", dir=task.scratch) as scratch:
-        rehearsed = _Rehearsed(Path(scratch), pair, data, network)
+        rehearsed = _Rehearsed(Path(scratch), pair, data, network, numerics)
         prepare += rehearsed.evaluate_teacher()
         # the first, in the fewest steps, isn't timed for its own sake: it tells how many the others may have
         wanted = min(_FEWEST_STEPS, steps)
@@ -141,8 +149,8 @@ def _timed(task: Task, pair: Pair, data: Data, network: torch.nn.Module, *, prep
 class _Rehearsed:
     """One pair, data and an untrained or read teacher, to distil from."""
 
-    def __init__(self, folder: Path, pair: Pair, data: Data, network: torch.nn.Module) -> None:
-        self._folder, self._pair, self._data = folder, pair, data
+    def __init__(self, folder: Path, pair: Pair, data: Data, network: torch.nn.Module, numerics: Numerics) -> None:
+        self._folder, self._pair, self._data, self._numerics = folder, pair, data, numerics
         self.bench_teacher = Teacher(network, data)
         self._flops: dict[tuple[Any, ...], float] = {}
         self._validation = Validation(self._short(1), pair.student_schedule.batch_size)
@@ -201,7 +209,7 @@ class _Rehearsed:
         entry, _ = pipeline.finish_stage(
             bench.store, bench.data, network.to(bench.device), spec, schedule, recipe=parse("ce"), parent=None,
             epochs=2, seed=0, init_seed=0, loss_weights={}, teachers=[], teacher_digests=[], flops={},
-            on_epoch=lambda epoch, epochs: marks.append(time.monotonic()),
+            numerics=self._numerics, on_epoch=lambda epoch, epochs: marks.append(time.monotonic()),
         )  # fmt: skip
         total = time.monotonic() - started
         return Timing(
@@ -241,7 +249,8 @@ class _Rehearsed:
         network = self.bench_teacher.network
         return pipeline.Bench(
             pair=self._pair, data=self._short(steps), store=Store(store), teacher=self.bench_teacher, teacher_digest="",
-            teacher_accuracy=math.nan, teacher_source="", teacher_epochs=0, validation=self._validation,
+            teacher_accuracy=math.nan, teacher_source="", teacher_epochs=0, numerics=self._numerics,
+            validation=self._validation,
             more={place: (Teacher(network, self._data), nobody) for place in range(1, teachers)}, flops=self._flops,
         )  # fmt: skip
 

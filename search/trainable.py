@@ -59,7 +59,9 @@ def train(config: dict[str, Any]) -> None:
         place.update(stage=min(number + 1, stages_wanted), epoch=0, val_accuracy=result.val_accuracy)
         if not result.trained:
             place["reused"] = number
-        if number < stages_wanted:  # the last one's scalars go with the outcome; others may want a stage that was trained
+        if (
+            number < stages_wanted
+        ):  # the last one's scalars go with the outcome; others may want a stage that was trained
             told = time.monotonic()
             tune.report(place | (_scalars(finished) if config["log"] else {}))
 

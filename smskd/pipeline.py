@@ -520,12 +520,15 @@ def stage_identity(
     }
 
 
-def held_teacher(store: Store, data: Data, pair: Pair, epochs: int, numerics: Numerics, *, place: int = 0) -> str | None:
+def held_teacher(
+    store: Store, data: Data, pair: Pair, epochs: int, numerics: Numerics, *, place: int = 0
+) -> str | None:
     """Digest of a teacher (by place, as in bench_teacher) that the store has; None if it is still to be trained."""
     path: tuple[str | int, ...] = ("teacher",) if place == 0 else ("teacher", "of several", place)
     identity = stage_identity(
         data, pair.teacher, pair.teacher_schedule, recipe=recipes.parse("ce"), parent=None, epochs=epochs,
-        seed=_derived(0, *path, 1), init_seed=_derived(0, *path), loss_weights={}, teacher_digests=[], numerics=numerics,
+        seed=_derived(0, *path, 1), init_seed=_derived(0, *path), loss_weights={}, teacher_digests=[],
+        numerics=numerics,
     )  # fmt: skip
     return store.digest(address(identity))
 
