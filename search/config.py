@@ -16,6 +16,7 @@ from typing import Any
 
 import spaces
 from smskd import cli, datasets, methods, names, pairs
+from smskd.numerics import COMPILES, PRECISIONS, Numerics
 from smskd.pairs import Pair
 from smskd.recipe import ANCHORS, WEIGHTINGS, Stage, make
 from spaces import Menu
@@ -34,6 +35,9 @@ _FREE = (
     *("trials", "confirm", "protocol", "reopen_test", "box", "log"),
     *("cpus", "gpus", "address", "store", "out", "storage"),
 )
+
+
+_LATER = ("teacher_model", "student_model", "precision", "compile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,10 @@ class Config:
     image_size: int | None = cli.key(
         None, "for data=folder: pixels a side; the shorter one is resized, the middle cut out"
     )
+    precision: str | None = cli.key(
+        None, "of forward passes: " + ", ".join(PRECISIONS) + " (default: bf16 on GPUs, float32 on CPUs)"
+    )
+    compile: str | None = cli.key(None, "compile the student: " + ", ".join(COMPILES) + " (default: off)")
     cpus: float = cli.key(1.0, "CPU cores per trial")
     gpus: float | None = cli.key(None, "GPUs per trial, fractions allowed (default: 1 if there are any, else 0)")
     address: str | None = cli.key(None, "Ray cluster: auto, or ray://host:port (default: this machine alone)")
@@ -130,6 +138,7 @@ class Config:
                 )
         if len(set(self.log)) < len(self.log):
             raise ValueError(f"log= names one twice: [{','.join(self.log)}]")
+        Numerics(precision=self.precision or "float32", compile=self.compile or "off")
         if self.sampler is not None:
             names.check("sampler", self.sampler, SAMPLERS)
         if not self.methods:
@@ -243,7 +252,7 @@ class Config:
         """The settings that decide the numbers of a search."""
         settings = {k: v for k, v in dataclasses.asdict(self).items() if k not in _FREE}
         # searches of before there were these settings go on
-        return {k: v for k, v in settings.items() if v is not None or k not in ("teacher_model", "student_model")}
+        return {k: v for k, v in settings.items() if v is not None or k not in _LATER}
 
     @property
     def folder(self) -> Path:
@@ -257,8 +266,8 @@ class Config:
         """What smskd.pipeline.prepare needs, with absolute paths: workers run in folders of their own."""
         files = {"data_dir": self.data_dir or datasets.downloads(self.data), "teacher": self.teacher}
         paths = {k: str(Path(v).absolute()) if v else None for k, v in files.items()}
-        keys = ("pair", "teacher_model", "student_model", "data", "train_size", "image_size", "teacher_epochs")
-        plain = {k: getattr(self, k) for k in keys}
+        networks = ("pair", "teacher_model", "student_model", "teacher_epochs", "precision", "compile")
+        plain = {k: getattr(self, k) for k in (*networks, "data", "train_size", "image_size")}
         return plain | paths | {"store": str(Path(self.store).absolute())}
 
 

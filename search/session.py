@@ -142,7 +142,10 @@ class Session:
         if self._bench is None:
             return None
         opened = self.study.attributes.get(_OPENED, {})
-        settled = self.study.settled
+        settled, confirmed = self.study.settled, self._confirmed()
+        store = Store(Path(self.config.store))
+        records = [record for found in (settled, confirmed) for _, told in found.values() for record in told]
+        store.own(self.config.folder, (stage["key"] for record in records for stage in record["stages"]))
         facts = {
             "stage_runs": self.trained["search"],
             "stage_runs_unshared": sum(len(recipe.stages) * len(records) for recipe, records in settled.values()),
@@ -154,7 +157,7 @@ class Session:
                 "opened": opened.get("time"),
                 "reopened": opened.get("reopened", False),
             },
-            "store_bytes": Store(Path(self.config.store)).size_bytes(),
+            "store_bytes": store.size_bytes(),
             "driver_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "finished": datetime.now(UTC).isoformat(timespec="seconds") if finished else None,
         }
@@ -162,7 +165,7 @@ class Session:
             self.config,
             self._known_bench,
             settled,
-            self._confirmed(),
+            confirmed,
             {"box": self.box(), "plan": self.planned(), **facts},
         )
 

@@ -121,7 +121,7 @@ class Store:
             return None
         manifest, content = verified
         with contextlib.suppress(OSError):  # a store that is only read from
-            os.utime(self.path(key) / MANIFEST)  # when it was last used: pruning begins with the oldest
+            (self.root / "locks" / key).touch()  # when it was last used: pruning begins with the oldest
         weights = safetensors.torch.load(content)
         return Entry(key=key, weights=weights, digest=manifest["weights"], facts=manifest["facts"])
 
@@ -250,7 +250,7 @@ class Store:
                         key=key, network=str(told.get("network")),
                         methods="+".join(told.get("methods") or ()) or "ce",
                         bytes=sum(file.stat().st_size for file in self.path(key).iterdir()),
-                        used=(self.path(key) / MANIFEST).stat().st_mtime, needed_by=tuple(sorted(owners[key])),
+                        used=self._used(key), needed_by=tuple(sorted(owners[key])),
                     )
                 )  # fmt: skip
         return sorted(found, key=lambda entry: (entry.used, entry.key))
@@ -278,6 +278,12 @@ class Store:
                 total -= entry.bytes
                 removed.append(entry)
         return removed
+
+    def _used(self, key: str) -> float:
+        """When an entry was last read or written; it is never changed itself."""
+        lock = self.root / "locks" / key
+        written = (self.path(key) / MANIFEST).stat().st_mtime
+        return max(written, lock.stat().st_mtime) if lock.exists() else written
 
     def _owners(self) -> Iterator[tuple[str, list[str]]]:
         """Runs whose folders exist, and the keys of their results; notes of runs that are gone are removed."""

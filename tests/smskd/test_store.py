@@ -175,7 +175,8 @@ def _chain(root: Path) -> tuple[Store, dict[str, str]]:
         weights = {name: torch.full((100 * (place + 1),), float(place))}
         with store.lock(keys[name]):
             digests[name] = store.put(keys[name], identity, weights, FACTS, {}).digest
-        os.utime(store.path(keys[name]) / MANIFEST, (1000 + place, 1000 + place))
+        for file in (store.path(keys[name]) / MANIFEST, root / "locks" / keys[name]):
+            os.utime(file, (1000 + place, 1000 + place))
     return store, keys
 
 
