@@ -8,6 +8,7 @@ teacher is sure of its training images, and TCP hardly anchors (LOG.md).
 
 from __future__ import annotations
 
+import functools
 from itertools import permutations
 from pathlib import Path
 
@@ -30,10 +31,11 @@ def suggest(trial: Trial) -> Recipe:
         drawn = METHODS.index(trial.suggest_categorical(f"stage_{k}", METHODS))
         free = [name for name in METHODS[drawn:] + METHODS[:drawn] if name not in order]
         order.append(free[0])
-    return recipe(order[:count], LAMBDAS[trial.suggest_int("lambda_place", 0, len(LAMBDAS) - 1)])
+    return recipe(tuple(order[:count]), LAMBDAS[trial.suggest_int("lambda_place", 0, len(LAMBDAS) - 1)])
 
 
-def recipe(order: list[str] | tuple[str, ...], lambda_base: float) -> Recipe:
+@functools.cache  # a search walks through the whole space when it begins
+def recipe(order: tuple[str, ...], lambda_base: float) -> Recipe:
     """A recipe of the table."""
     return make(">".join(order), {"lambda_base": lambda_base})
 
@@ -53,7 +55,8 @@ def read(path: Path = FILE) -> pd.DataFrame:
     """
     table = pd.read_csv(path, comment="#")
     table["recipe_id"] = [
-        recipe(str(name).split(">"), lam).id for name, lam in zip(table["recipe"], table["lambda_base"], strict=True)
+        recipe(tuple(str(name).split(">")), lam).id
+        for name, lam in zip(table["recipe"], table["lambda_base"], strict=True)
     ]
     seeds = table.groupby("recipe_id")["seed"].agg(["size", "nunique"])
     if (seeds["size"] != table["seed"].nunique()).any() or (seeds["size"] != seeds["nunique"]).any():

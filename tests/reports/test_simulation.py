@@ -1,7 +1,7 @@
 """Simulated searches, through the functions that the report uses: what is claimed of its numbers holds.
 
-Accuracies are normal: recipes differ with sd 0.2 points, and trainings of one recipe too. Tolerances stand at least
-four standard errors of the simulation from what is expected.
+Accuracies are normal: recipes differ with sd 0.2 points, and trainings of one recipe too. Tolerances stand
+over three standard errors of the simulation from what is expected.
 """
 
 from __future__ import annotations
