@@ -72,7 +72,7 @@ def card(
     best = winner(summary)
     if best is None:
         return None
-    row = summary.set_index("recipe_id", drop=False).loc[best]
+    row = _by_id(summary)[best]
     name = _get(info, "student", "name")
     parts = [
         _front_matter(info, row),
@@ -235,12 +235,12 @@ def _evaluation(
     base = baseline(summary)
     one = over.get("test") or over.get("validation")
     if one is not None and base is not None:
-        by_id = summary.set_index("recipe_id")
+        by_id = _by_id(summary)
         p = "" if one.adjusted is None else f", Holm's p {one.adjusted:.3f}"
-        longer = int(row["total_epochs"]) - int(by_id.loc[base, "total_epochs"])
+        longer = int(row["total_epochs"]) - int(by_id[base]["total_epochs"])
         more = f" It was trained for {plural(longer, 'epoch')} more." if longer > 0 else ""
         out.append(
-            f"Gain over {_md(display(by_id.loc[base, 'recipe']))} on {one.split}: {_md(points(one.gain))} points "
+            f"Gain over {_md(display(by_id[base]['recipe']))} on {one.split}: {_md(points(one.gain))} points "
             f"({plural(one.gain.pairs, 'seed')} in pairs{p}): {one.verdict}.{more}"
         )
     return out
@@ -305,6 +305,10 @@ def _provenance(info: Mapping[str, Any], student: Mapping[str, Any] | None) -> l
     if student is not None:
         lines.insert(1, f"- stage in the store: `{_code(student.get('key', _NOT))}`")
     return ["## Provenance", "\n".join(lines)]
+
+
+def _by_id(summary: pd.DataFrame) -> dict[str, dict[Any, Any]]:
+    return {str(row["recipe_id"]): row for row in summary.to_dict("records")}
 
 
 def _get(info: Mapping[str, Any], part: str, key: str) -> str:

@@ -63,7 +63,7 @@ def gains(results: pd.DataFrame, summary: pd.DataFrame) -> list[Over]:
             seeds.setdefault(of, {})[seed] = value
         family = members if split == "test" else summary["recipe_id"].tolist()
         found = {of: paired_gain(seeds.get(of, {}), seeds.get(base or "", {})) for of in family if of != base}
-        p_values = {of: gain.p for of, gain in found.items() if gain is not None and gain.p is not None}
+        p_values: dict[str, float] = {of: gain.p for of, gain in found.items() if gain is not None and gain.p is not None}
         adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
         for of in members:
             gain, p = found.get(of), adjusted.get(of)
@@ -96,7 +96,7 @@ def table(results: pd.DataFrame, info: Mapping[str, Any]) -> Table:
     """
     costs, limits = objectives(info)
     summary = summarise(results, costs, limits)
-    by_id = summary.set_index("recipe_id", drop=False)
+    by_id = {str(row["recipe_id"]): row for row in summary.to_dict("records")}
     base, best = baseline(summary), winner(summary)
     chances = on_front(results, summary, costs)
     shown = summary[summary["front"] | (summary["recipe_id"] == base)]
@@ -120,8 +120,8 @@ def table(results: pd.DataFrame, info: Mapping[str, Any]) -> Table:
     judged = gains(results, summary)
     compared = [
         (
-            by_id.loc[one.recipe_id, "letter"],
-            display(by_id.loc[one.recipe_id, "recipe"]),
+            by_id[one.recipe_id]["letter"],
+            display(by_id[one.recipe_id]["recipe"]),
             one.split,
             points(one.gain),
             str(one.gain.pairs),
@@ -132,7 +132,7 @@ def table(results: pd.DataFrame, info: Mapping[str, Any]) -> Table:
         )
         for one in judged
     ]
-    over = "" if base is None else f" over {display(by_id.loc[base, 'recipe'])}, in points"
+    over = "" if base is None else f" over {display(by_id[base]['recipe'])}, in points"
     return Table(
         title=f"{info['teacher'].get('name', NONE)} → {info['student'].get('name', NONE)} on "
         f"{info['dataset'].get('name', NONE)}: the front",

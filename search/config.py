@@ -31,7 +31,8 @@ _SEED_STRIDE = 50_000
 _COMPARISON_STAGES = 3
 # What decides a search's numbers; a run folder holds one search only. The rest may change when a run is taken up again.
 _FREE = (
-    *("protocol", "log", "trials", "confirm", "cpus", "gpus", "address", "store", "out", "storage", "reopen_test", "box"),
+    *("trials", "confirm", "protocol", "reopen_test", "box", "log"),
+    *("cpus", "gpus", "address", "store", "out", "storage"),
 )
 
 

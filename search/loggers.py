@@ -7,18 +7,19 @@ A training that runs again takes the place of its former log.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 
 from smskd.recipe import parse
@@ -176,29 +177,48 @@ SCALARS = (
 )
 
 
-class _MLflow(MLflowLoggerCallback):
-    """One run for one training, however often it starts."""
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """tensorboardX imports torch where it can, to take tensors; on a driver, which has none, that costs seconds."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # importing it fails, as where it isn't installed
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
 
-    def log_trial_start(self, trial: Any) -> None:
-        from mlflow import MlflowClient
 
-        if trial not in self._trial_runs:
-            client = MlflowClient()
-            same = f"tags.training = '{trial.trial_id}'"
-            for run in client.search_runs([str(self.mlflow_util.experiment_id)], filter_string=same):
-                client.delete_run(run.info.run_id)
-        self.tags = {"training": trial.trial_id}
-        super().log_trial_start(trial)
+def _mlflow() -> LoggerCallback:
+    """Ray's callback imports mlflow, which takes long: only where it is asked for."""
+    from mlflow import MlflowClient
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+    class OneRunEach(MLflowLoggerCallback):
+        """One run for one training, however often it starts."""
+
+        def log_trial_start(self, trial: Any) -> None:
+            if trial not in self._trial_runs:
+                client = MlflowClient()
+                same = f"tags.training = '{trial.trial_id}'"
+                for run in client.search_runs([str(self.mlflow_util.experiment_id)], filter_string=same):
+                    client.delete_run(run.info.run_id)
+            self.tags = {"training": trial.trial_id}
+            super().log_trial_start(trial)
+
+    named = {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys()
+    return OneRunEach(experiment_name=None if named else _PROJECT)
 
 
 def _made(name: str, folder: Path) -> LoggerCallback:
     """A logger of Ray's; where it sends to is in the environment, as its tool has it."""
     match name:
         case "tensorboard":
-            return TBXLoggerCallback()  # type: ignore[no-untyped-call]
+            with _without_torch():
+                return TBXLoggerCallback()  # type: ignore[no-untyped-call]
         case "mlflow":
-            named = {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys()
-            return _MLflow(experiment_name=None if named else _PROJECT)
+            return _mlflow()
         case _:
             from ray.air.integrations.wandb import WandbLoggerCallback
 

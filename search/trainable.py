@@ -87,7 +87,7 @@ def train(config: dict[str, Any]) -> None:
         where = f"stage {place['stage']} of {stages_wanted}"
         record = failure(seed, f"{where}: {type(error).__name__}: {error}")
     scalars: dict[str, Any] = {}
-    if record["status"] == "complete":
+    if record["status"] != "failed":
         of_test = {k: v for k in ("test_accuracy", "test_best_accuracy") if (v := record.get(k)) is not None}
         scalars = _scalars(finished) | of_test
     outcome = {"record": record, "trained": trained, "teacher": prepared.teacher_digest, "bench": described}

@@ -285,6 +285,35 @@ def test_the_split_is_test_where_every_row_has_it() -> None:
     assert "more than once" in table(tables([run(fixed + tested(free, 0.7), **opened)]), "Ablation 1").head
 
 
+def test_the_papers_protocol_stands_beside_and_is_not_judged() -> None:
+    def tested(rows: list[dict[str, Any]], accuracy: float, best: float | None) -> list[dict[str, Any]]:
+        return rows + [
+            each
+            | {"phase": "confirm", "seed": 100 + each["seed"], "test_accuracy": accuracy + each["seed"] / 1e3}
+            | {"test_best_accuracy": None if best is None else best + each["seed"] / 500}
+            for each in rows
+        ]
+
+    honest = [*tested(rows_of(THREE, 92.0, "fixed"), 0.8, None), *tested(rows_of(THREE, 90.0, "none"), 0.7, None)]
+    plain = table(tables([run(honest)]), "Ablation 1")
+    assert "ours, %" in plain.measured.header and not any("protocol" in text for text in plain.measured.header)
+    paper_ran = [*tested(rows_of(THREE, 92.0, "fixed"), 0.8, 0.81), *tested(rows_of(THREE, 90.0, "none"), 0.7, 0.9)]
+    found = tables([run(paper_ran)])
+    row_of = measured(found, "Ablation 1", "SMSKD, fixed λ")[0]
+    assert row_of["ours, honest, %"].startswith("80.20") and row_of["ours, paper's protocol, %"].startswith("81.40")
+    # its interval has the pooled spread of its own column: of both recipes 0, 0.2, ... 0.8 points
+    width = stats.t.ppf(0.975, 8) * 100 * np.std(np.arange(5) / 500, ddof=1) / np.sqrt(5)
+    assert row_of["ours, paper's protocol, %"] == f"81.40 ± {width:.2f}"
+    ablation = table(found, "Ablation 1")
+    assert ablation.claims == plain.claims, "verdicts are on the last epoch's accuracy"
+    assert any("chosen on the test split" in remark for remark in ablation.remarks)
+    assert {line[4] for line in table(found, "Systems").measured.rows if line[0].startswith("teacher")} == {NONE}
+    for other in found:  # also where no test column is, and where nothing of the table ran
+        assert len({len(line) for line in (other.measured.header, *other.measured.rows)}) == 1
+    untested = table(tables([run(paper_ran + rows_of(THREE, 91.0, "tcp"))]), "Ablation 1")
+    assert "on the validation split" in untested.head and "ours, %" in untested.measured.header
+
+
 def test_a_recipe_with_a_failed_seed_and_one_of_two_ids_have_no_number() -> None:
     failed = rows_of(THREE, 92.0, "fixed")
     failed[0] |= {"status": "failed", "val_accuracy": None, "error": "NaN"}
