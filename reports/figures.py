@@ -243,7 +243,7 @@ def hypervolume(*, unit: str, low: float, high: float) -> dict[str, Any]:
     def y(field: str = "hypervolume") -> alt.Y:
         return alt.Y(f"{field}:Q", title="share of the box →", axis=alt.Axis(tickCount=5, format=".2~f"), scale=scale)
 
-    x = alt.X("spent:Q", title=f"{unit} spent, shared stages paid once", axis=alt.Axis(tickCount=5, format=",~g"))
+    x = alt.X("spent:Q", title=f"{unit} spent, shared stages paid once", axis=alt.Axis(tickCount=5, format=",.6~g"))
     steps = alt.Chart(alt.NamedData(name="hypervolume")).encode(x)
     layers = [
         steps.transform_filter("isValid(datum.low)")
