@@ -233,22 +233,22 @@ def gains(
     return _finish(alt.layer(*layers).properties(width="container", height=height, description=text))
 
 
-def hypervolume(*, unit: str, low: float, high: float) -> dict[str, Any]:
+def hypervolume(*, unit: str, low: float, high: float, band: bool) -> dict[str, Any]:
     """The share of the box that the front dominates, over what the search has spent, with its 95 % band.
 
-    low, high: ends of the share's axis. Dataset by name: `hypervolume` (spent, hypervolume, low, high, text).
+    low, high: ends of the share's axis. band: whether it is known. Dataset by name: `hypervolume` (spent, hypervolume, low, high, text).
     """
     scale = alt.Scale(domain=[low, high], nice=True, zero=False)
 
     def y(field: str = "hypervolume") -> alt.Y:
         return alt.Y(f"{field}:Q", title="share of the box →", axis=alt.Axis(tickCount=5, format=".2~f"), scale=scale)
 
-    x = alt.X("spent:Q", title=f"{unit} spent, shared stages paid once", axis=alt.Axis(tickCount=5, format=",~g"))
+    x = alt.X("spent:Q", title=f"{unit} spent, shared stages paid once", axis=alt.Axis(tickCount=5, format=",.6~g"))
     steps = alt.Chart(alt.NamedData(name="hypervolume")).encode(x)
-    layers = [
-        steps.transform_filter("isValid(datum.low)")
-        .mark_area(interpolate="step-after", fill="var(--stage-3)", opacity=0.22)
-        .encode(y("low"), alt.Y2("high")),
+    layers: list[Any] = [
+        steps.mark_area(interpolate="step-after", fill="var(--stage-3)", opacity=0.22).encode(y("low"), alt.Y2("high"))
+    ] * band
+    layers += [
         steps.mark_line(interpolate="step-after", stroke="var(--stage-3)", strokeWidth=2).encode(y()),
         steps.transform_filter("datum.marked")
         .mark_point(filled=True, size=26, opacity=1, fill="var(--stage-3)")

@@ -63,7 +63,9 @@ def gains(results: pd.DataFrame, summary: pd.DataFrame) -> list[Over]:
             seeds.setdefault(of, {})[seed] = value
         family = members if split == "test" else summary["recipe_id"].tolist()
         found = {of: paired_gain(seeds.get(of, {}), seeds.get(base or "", {})) for of in family if of != base}
-        p_values = {of: gain.p for of, gain in found.items() if gain is not None and gain.p is not None}
+        p_values: dict[str, float] = {
+            of: gain.p for of, gain in found.items() if gain is not None and gain.p is not None
+        }
         adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
         for of in members:
             gain, p = found.get(of), adjusted.get(of)

@@ -317,7 +317,7 @@ def _growth(
         **{"low": ends[0], "high": ends[1], "marked": marked, "label": labels, "text": texts},
     }
     numbers = [value for column in (values, *ends) for value in column if value is not None]
-    figure = figures.hypervolume(unit=unit, low=min(numbers), high=max(numbers))
+    figure = figures.hypervolume(unit=unit, low=min(numbers), high=max(numbers), band=ends[0][-1] is not None)
     outside = share_outside(points, box)
     box_scale, box_unit = recipes.unit_of(name, box.cost[0])
     last = _share(values[-1], ends[0][-1], ends[1][-1])

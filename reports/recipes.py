@@ -166,7 +166,7 @@ def entry(
         test = percent(row["test_accuracy"], row["test_half_width"])
         detail.append(f"test {test} % ({plural(row['confirm_seeds'], 'fresh seed')})")
     detail += [] if row["feasible"] else ["over a limit"]
-    detail += [f"P(front) {out['p_front']}"] if row["letter"] and front_share is not None else []
+    detail += [f"P(front)\N{NO-BREAK SPACE}{out['p_front']}"] if row["letter"] and front_share is not None else []
     return out | {"detail": " · ".join(detail)}
 
 

@@ -6,19 +6,21 @@ import ast
 import html
 import json
 import re
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
 import pytest
 import yaml
 
-from reports import page, results
+from reports import figures, page, results
 from reports.build import build, main, read_info
+from reports.export import FORMATS, rows_of
 from reports.recipe_file import recipe_yaml
 from reports.text import MINUS, NONE, TIMES, number
 
@@ -40,6 +42,12 @@ def data_of(run: Path) -> dict[str, Any]:
     return dict(json.loads(found[1]))
 
 
+def recipes_of(run: Path) -> list[dict[str, Any]]:
+    """What is drawn of each recipe, as the page's script reads it."""
+    data = data_of(run)
+    return [row | {"yaml": row["yaml"] + data["yaml_end"]} for row in rows_of(data["columns"])]
+
+
 def contents(run: Path) -> dict[str, Any]:
     return page.contents(results.read(run), read_info(run), {"results.parquet": None})
 
@@ -56,13 +64,16 @@ def test_default_run_shows_its_numbers(make_run: Make) -> None:
     assert "tiny_teacher → tiny_student, digits" in text
     assert f"45 recipes {TIMES} 3 search seeds; 5 front members confirmed with 5 fresh seeds" in text
     assert "opened once (2026-11-24 05:40 UTC)" in text
-    assert "183 stage runs trained, 318 without sharing" in text and "unfinished" not in text.split("Accuracy")[0]
+    assert (
+        "of training were spent, with first stages trained once" in text
+        and "unfinished" not in text.split("Accuracy")[0]
+    )
 
 
 def test_gain_is_paired_by_seed(make_run: Make) -> None:
     run = make_run()
     table = results.read(run).set_index("seed")
-    gains = contents(run)["gains"]
+    gains = contents(run)["data"]["gains"]
     assert [g["letter"] for g in gains] == [x for x in "EDCB" for _ in range(2)]
     for gain in gains:
         phase, column = {"test": ("confirm", "test_accuracy"), "validation": ("search", "val_accuracy")}[gain["split"]]
@@ -78,7 +89,7 @@ def test_gain_is_paired_by_seed(make_run: Make) -> None:
 def test_every_yaml_says_what_was_trained(make_run: Make) -> None:
     run = make_run()
     table = results.read(run).set_index("recipe_id")
-    for entry in data_of(run)["recipes"]:
+    for entry in recipes_of(run):
         loaded = yaml.safe_load(entry["yaml"])
         row = table[table["phase"] == "search"].loc[entry["id"]].iloc[0]
         expected = {
@@ -109,7 +120,7 @@ def test_best_yaml_is_shown_for_the_winner_only_where_it_is_the_winners(make_run
     run = make_run()
     (run / "best.yaml").write_text("recipe: kd>rkd # as written\n")
     winner = contents(run)["data"]["pinned"]
-    assert next(r for r in data_of(run)["recipes"] if r["id"] == winner)["yaml"] == "recipe: kd>rkd # as written\n"
+    assert next(r for r in recipes_of(run) if r["id"] == winner)["yaml"] == "recipe: kd>rkd # as written\n"
     info = json.loads((run / "run.json").read_text()) | {"winner": "another"}
     (run / "run.json").write_text(json.dumps(info))
     assert "as written" not in build(run).read_text()
@@ -134,7 +145,7 @@ def test_without_confirmation_there_is_no_test_number(make_run: Make) -> None:
 def test_one_seed_says_that_there_is_no_interval(make_run: Make) -> None:
     text = text_of(make_run(seeds=1, confirm=1))
     assert "One seed a recipe: no interval" in text and "±" not in text.split("How these numbers")[0]
-    assert "One seed each: no interval can be given." in text
+    assert "one seed each: no interval can be given" in text and "With one seed a recipe there is no P(front)" in text
 
 
 def test_unfinished_search_with_failures(make_run: Make) -> None:
@@ -167,7 +178,7 @@ def test_one_recipe(make_run: Make, seeds: int) -> None:
     run = make_run(recipes=[KD], seeds=seeds)
     shown = contents(run)
     assert [tile["value"] for tile in shown["tiles"]][0::3] == ["A · kd", "1 of 1"]
-    assert shown["gains"] == [] and "Gain over" not in text_of(run)
+    assert shown["gains"] == [] and "so there is no gain over 1-stage kd to show" in text_of(run)
 
 
 def test_equal_costs_are_said_and_drawn(make_run: Make) -> None:
@@ -187,7 +198,7 @@ def test_poor_recipes_lie_below_the_axis_and_are_counted(make_run: Make) -> None
 
     run = make_run(change=spoil)
     assert "1 recipe below the axis (▾), down to 10.00 %" in text_of(run)
-    poor = [r for r in data_of(run)["recipes"] if r["validation_below"]]
+    poor = [r for r in recipes_of(run) if r["validation_below"]]
     assert len(poor) == 1 and poor[0]["validation"] == pytest.approx(10) and poor[0]["validation_drawn"] > 80
 
 
@@ -233,17 +244,20 @@ def test_the_page_fetches_nothing(make_run: Make) -> None:
     assert not re.search(r"https?://|\bsrc=|\bhref=|@import|url\(", own)
 
 
-def test_two_thousand_recipes_in_under_five_seconds(make_run: Make) -> None:
+def test_two_thousand_recipes_take_seconds_and_a_page_that_can_be_sent(make_run: Make) -> None:
     rng = np.random.default_rng(1)
     recipes = [
         {"recipe": "kd>fitnets>rkd", "weighting": "tcp", "lambda_base": float(x), "anchor": "reference", "teachers": 1}
         for x in rng.uniform(0, 1, 2000)
     ]
     run = make_run(recipes=recipes)
-    start = time.monotonic()
-    path = build(run)
-    assert time.monotonic() - start < 5
-    assert path.stat().st_size < 8e6
+    command = [sys.executable, "-m", "reports.build", f"run={run}"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, capture_output=True, cwd=Path(page.__file__).parents[1])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time, since others may use the machine: a second or more of it, Vega's, is spent beside the rest.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
+    assert (run / "report.html").stat().st_size < 3e6
 
 
 def test_bad_run_folders_are_named_in_one_line_and_leave_the_old_page(
@@ -258,6 +272,15 @@ def test_bad_run_folders_are_named_in_one_line_and_leave_the_old_page(
         ("[]", "has schema 'list', but this program reads 1"),
         (json.dumps(json.loads(whole) | {"schema": 9}), "has schema 9, but this program reads 1"),
         (json.dumps(json.loads(whole) | {"config": None}), "config in .* must be an object"),
+        (json.dumps(json.loads(whole) | {"box": {"error": [0, 1]}}), "box must have error and cost, two numbers each"),
+        (
+            json.dumps(json.loads(whole) | {"box": {"error": [1, 0], "cost": [1, 2], "cost_name": "flops"}}),
+            "low < high",
+        ),
+        (json.dumps(json.loads(whole) | {"objectives": ["error", "money"]}), "objectives must be error and some of"),
+        (json.dumps(json.loads(whole) | {"limits": {"flops": "few"}}), "limits must be numbers for some of"),
+        (json.dumps(json.loads(whole) | {"dataset": {"test": "many"}}), "test of dataset must be of type int"),
+        (json.dumps(json.loads(whole) | {"versions": [1]}), "versions must not be"),
         (
             json.dumps(json.loads(whole) | {"config": {"cost": "money"}}),
             "must be one of flops, seconds, params, latency",
@@ -268,7 +291,11 @@ def test_bad_run_folders_are_named_in_one_line_and_leave_the_old_page(
         out, err = capsys.readouterr()
         assert re.search(message, err) and err.count("\n") == 1 and not out
     assert (run / "report.html").read_text() == "old"
-    for argv in ([], ["run="], ["folder"], [f"run={run}", "x=1"], [f"run={tmp_path / 'nowhere'}"]):
+    (run / "run.json").write_text(whole)
+    for argv in (
+        *([], ["run="], ["folder"], [f"run={run}", "x=1"], [f"run={tmp_path / 'nowhere'}"]),
+        *([f"run={run}", "figures=[gif]"], [f"run={run}", f"run={run}"]),
+    ):
         assert main(argv) == 2
         assert capsys.readouterr().err.startswith("error: ")
 
@@ -293,7 +320,9 @@ def test_reports_imports_no_training_code() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {name.split(".")[0] for name in names} & {"torch", "ray", "smskd", "search", "optuna"}, file.name
+            assert not {name.split(".")[0] for name in names} & {"torch", "ray", "smskd", "search"}, file.name
+            # fANOVA's forest is Optuna's, and slow to import
+            assert "optuna" not in {n.split(".")[0] for n in names} or file.name == "importance.py", file.name
 
 
 @pytest.mark.parametrize(
@@ -302,3 +331,78 @@ def test_reports_imports_no_training_code() -> None:
 )
 def test_numbers(value: float, text: str) -> None:
     assert number(value) == text
+
+
+def test_figures_are_written_as_files_and_declared_as_vega_lite_wants_it(make_run: Make) -> None:
+    run = make_run()
+    assert main([f"run={run}", "figures=[png,svg,pdf]"]) == 0
+    names = {f"accuracy-{panel}-{cost}" for panel in ("validation", "test") for cost in ("flops", "seconds")}
+    names |= {"gains", "hypervolume", "importance"}
+    files = {path.name: path for path in (run / "figures").iterdir()}
+    assert set(files) == {f"{name}.{suffix}" for name in names for suffix in FORMATS}
+    heads = {"png": b"\x89PNG", "svg": b"<svg", "pdf": b"%PDF-"}
+    for name, path in files.items():
+        content = path.read_bytes()
+        assert content.startswith(heads[name.partition(".")[2]]) and len(content) > 4000, name
+    for name in names:
+        text = files[f"{name}.svg"].read_text()
+        assert "var(" not in text and figures.PALETTE["light"]["muted"] in text
+    assert ">E<" in files["accuracy-test-flops.svg"].read_text() and "no such" not in text
+    for spec in data_of(run)["figures"].values():
+        for one in spec.values() if "layer" not in spec else [spec]:
+            alt.LayerChart.from_dict(one, validate=True)
+
+
+def test_a_figure_on_another_axis_is_the_one_declared_anew() -> None:
+    old = figures.cost_axis("flops", "work", [1.0, 2.0, 30.0])
+    new = figures.cost_axis("seconds", "time", [-1.0, 2.0])
+    both = [figures.accuracy(panel="test", axis=axis, low=1, high=2, teacher=1.5, recipes=3) for axis in (old, new)]
+    assert figures.on_axis(both[0], old, new) == both[1] != both[0]
+
+
+def test_limits_and_three_objectives_are_said(make_run: Make) -> None:
+    limits = {"params": 10_000, "latency_ms": None, "flops": 2.5e10}
+    run = make_run(objectives=["error", "flops", "seconds"], limits=limits)
+    text, table = text_of(run), results.read(run)
+    over = table[table["phase"] == "search"].groupby("recipe_id")["train_flops"].mean() > 2.5e10
+    assert 0 < over.sum() < len(over)
+    assert f"{over.sum()} recipes over a limit (10,000 parameters at most, 25 GFLOP at most)" in text
+    assert "grey, hollow: over a limit" in text and text.count("over a limit") > over.sum()
+    assert "non-dominated in error, FLOPs and device time together" in text
+    shown = recipes_of(run)
+    assert {r["id"] for r in shown if not r["feasible"]} == set(over[over].index)
+    assert not any(r["letter"] for r in shown if not r["feasible"])
+
+
+def test_a_run_without_a_recipe_within_the_limits_has_a_page_and_no_winner(make_run: Make) -> None:
+    run = make_run(limits={"params": 1, "latency_ms": None, "flops": None}, confirm=0)
+    text = text_of(run)
+    assert "no finished recipe keeps to the limits" in text and "There is no front" in text
+    assert contents(run)["data"]["lines"] == [] and "P(front) 0" not in text
+
+
+def test_pruned_recipes_and_warm_starts_are_said(make_run: Make) -> None:
+    def prune(rows: list[dict[str, Any]]) -> None:
+        for row in rows[-6:]:
+            row.update(status="pruned", val_accuracy=None, error="dominated after stage 1")
+
+    run = make_run(change=prune, confirm=0)
+    info = json.loads((run / "run.json").read_text())
+    _with(run, config=info["config"] | {"warm_start": ["runs/before"]})
+    text = text_of(run)
+    assert "2 recipes given up early (pruned)" in text and "6 pruned" in text and "(warm_start): runs/before" in text
+
+
+def test_without_a_baseline_or_a_box_the_page_says_so(make_run: Make) -> None:
+    run = make_run(recipes=[KD | {"recipe": "kd>rkd"}, KD | {"recipe": "rkd>kd>fitnets"}], box=None)
+    text = text_of(run)
+    assert "there is no baseline to take gains over" in text and "holds no box" in text
+
+
+def test_a_baseline_that_was_not_confirmed_leaves_gains_on_validation(make_run: Make) -> None:
+    run = make_run()
+    table = results.read(run)
+    kept = table[(table["phase"] == "search") | (table["recipe"] != "kd")]
+    results.write([{str(k): v for k, v in row.items()} for row in kept.to_dict("records")], run)
+    assert {g["split"] for g in data_of(run)["gains"]} == {"validation"}
+    assert "The baseline wasn't confirmed, so there is no gain on test" in text_of(run)

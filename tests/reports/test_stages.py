@@ -73,6 +73,7 @@ def test_the_page_shows_it_and_escapes_it(make_run: Callable[..., Path]) -> None
     told = [row(several["recipe_id"], several["recipe"], 0, k, [0.25] * k) | {"methods": evil} for k in (1, 2)]
     pd.DataFrame(told).to_csv(run / stages.NAME, index=False)
     build.build(run)
-    page = (run / "report.html").read_text()
+    assert 'href="./stages.html"' in (run / "report.html").read_text()
+    page = (run / "stages.html").read_text()
     assert "What each stage kept" in page and "0.25 (+0 %)" in page
     assert evil not in page and json.loads((run / "run.json").read_text())
