@@ -201,7 +201,7 @@ def courses(config: Config) -> list[Work]:
     for draw in range(_DRAWS):
         study = Study(
             space=space,
-            storage=optuna.storages.InMemoryStorage(),  # type: ignore[arg-type]
+            storage=optuna.storages.InMemoryStorage(),
             identity={},
             seeds=config.search_seeds,
             sampler="exhaustive" if config.sampler == "exhaustive" else "random",
@@ -363,7 +363,3 @@ def detectable(sd: float, recipes: int, seeds: int) -> float | None:
 
     degrees = max(2, recipes) * (seeds - 1)
     return detectable_difference(Pooled(math.sqrt(2) * sd, degrees), seeds) if degrees else None
-
-
-def _costs(config: Config) -> tuple[str, ...]:
-    return getattr(config, "costs", (config.cost,))

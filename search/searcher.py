@@ -124,48 +124,58 @@ class StudySource:
         """splits_total: the stages of longer recipes are shorter, so that recipes of two lengths share none."""
         self._study, self._seeds, self._pair = study, seeds, pair
         self._waiting: list[tuple[Asked, Job]] = []
-        self._running: dict[Job, Asked] = {}
+        # several where recipes that may be given up begin alike: one trial then serves them all
+        self._running: dict[Job, list[Asked]] = {}
         self._stages = _Stages(splits_total=splits_total)
         self._most = len(seeds) * (LOOK_AHEAD if study.sampler == "exhaustive" else LOOK_AHEAD_OF_SAMPLERS)
         self._dry = False
 
     def next(self) -> Job | None:
-        tried = 0
+        place = 0
         while True:
-            for place in range(tried, len(self._waiting)):
+            while place < len(self._waiting):
                 asked, job = self._waiting[place]
-                if not self._stages.wanted_by(job):
-                    del self._waiting[place]
-                    self._running[job] = asked
+                if job in self._running:
+                    self._running[job].append(asked)
+                elif not self._stages.wanted_by(job):
+                    self._running[job] = [asked]
                     self._stages.start(job)
+                else:
+                    place += 1
+                    continue
+                del self._waiting[place]
+                if self._running[job] == [asked]:
                     return job
-            tried = len(self._waiting)
-            if tried >= self._most:
+            if place >= self._most:
                 return None
-            asked_for = self._study.ask()
-            self._dry = asked_for is None
-            if asked_for is None:
+            more = self._study.ask()
+            self._dry = more is None
+            if more is None:
                 return None
-            self._waiting += [
-                (asked_for, Job(pair=self._pair, recipe=str(asked_for.recipe), seed=seed, test=False))
-                for seed in self._seeds
-            ]
+            self._waiting += self._jobs(more)
+
+    def _jobs(self, asked: Asked) -> list[tuple[Asked, Job]]:
+        now = str(asked.now)
+        return [(asked, Job(pair=self._pair, recipe=now, seed=seed, test=False)) for seed in self._seeds]
 
     def exhausted(self) -> bool:
         return self._dry and not self._waiting and self._study.idle()
 
     def take(self, job: Job, record: Record) -> None:
         self._stages.end(job)
-        self._study.tell(self._running.pop(job), record)
+        for asked in self._running.pop(job):
+            if not self._study.tell(asked, record) and not asked.records:  # its next stage, before other recipes
+                self._waiting[:0] = self._jobs(asked)
 
     def advance(self, job: Job, stages: int) -> None:
         self._stages.advance(job, stages)
 
     def remaining(self) -> int:
-        return len(self._waiting) + len(self._running) + self._study.room() * len(self._seeds)
+        later = self._study.stages_to_come() * len(self._seeds)
+        return len(self._waiting) + len(self._running) + later + self._study.room() * len(self._seeds)
 
     def again(self) -> None:
-        self._waiting = [(asked, job) for job, asked in self._running.items()] + self._waiting
+        self._waiting = [(asked, job) for job, every in self._running.items() for asked in every] + self._waiting
         self._running.clear()
         self._stages.clear()
 
@@ -298,6 +308,7 @@ class QueueSearcher(Searcher):
         self._jobs: dict[str, Job] = {}
         # why no further trial may start: what went wrong would go wrong in each
         self.problem: str | None = None
+        self.refused = False  # it is the user's to mend
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher, for the restore that is not used; a study and a live display can't be."""
@@ -327,6 +338,9 @@ class QueueSearcher(Searcher):
             self._end(job, trainable.failure(job.seed, cause), 0)
             return
         outcome = json.loads(told)
+        if "refused" in outcome:
+            self.refused, self.problem = True, self.problem or self._of_pair(job) + outcome["refused"]
+            return
         if "problem" in outcome:
             self.problem = self.problem or self._of_pair(job) + outcome["problem"]
             return
@@ -374,6 +388,7 @@ def fit(
     number of times.
 
     Raises:
+        ValueError: a student is too slow for max_latency_ms=.
         RuntimeError: data or teacher can't be had, or aren't those the run began with; or the last fit() was ended so,
             too, with what ended it.
     """
@@ -399,7 +414,7 @@ def fit(
                     f"Ray ended the search {FITS} times, at last with {type(error).__name__}: {error}"
                 ) from error
         if search.problem:
-            raise RuntimeError(search.problem)
+            raise (ValueError if search.refused else RuntimeError)(search.problem)
         if source.exhausted():
             return
         source.again()
