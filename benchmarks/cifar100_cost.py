@@ -16,10 +16,8 @@ import spaces
 from search import config as configs
 from search.config import Config
 from search.study import enumerate_space
-from smskd import models, pipeline, recipe, stage
+from smskd import models, pipeline, recipe
 from smskd.data import Data, Split
-from smskd.pairs import Schedule
-from smskd.teacher import Teacher
 
 PAIRS = ("resnet50_mobilenetv2", "wrn40_2_shufflenetv2", "vgg19_resnet18")
 SETTINGS = ("space=systems", "data=cifar100", "epochs_total=150", "seeds=5")
@@ -56,30 +54,20 @@ def count(config: Config, data: Data) -> Cost:
     points = enumerate_space(lambda trial: space.suggest(trial, menu))
     if points is None:
         raise ValueError(f"only a finite space can be counted, but space={config.space} isn't")
-    student, network = (
-        models.build(one.name, num_classes=data.classes, in_channels=data.channels)
-        for one in (pair.student, pair.teacher)
-    )
+    network = models.build(pair.teacher.name, num_classes=data.classes, in_channels=data.channels)
     alone = recipe.parse("ce")
     teacher_epochs = pair.teacher_epochs if config.teacher_epochs is None else config.teacher_epochs
-    images = _images(teacher_epochs, pair.teacher_schedule, data)
+    images = pipeline.images_trained(teacher_epochs, pair.teacher_schedule, data)
     teacher_flops = pipeline.stage_flops([], images, network, alone, data, [], None, {})
-    teacher = Teacher(network, data)
+    counter = pipeline.Counter(pair, data)
     recipes = [one for _, one in points.values()]
-    known: dict[tuple[Any, ...], float] = {}
     shared: dict[tuple[Any, ...], float] = {}
     every: list[float] = []
     for one in recipes:
         epochs = config.stage_epochs(len(one.stages))
-        for number, prefix in enumerate(one.prefixes()):
-            last = prefix.stages[-1]
-            taught = [teacher] * one.teachers if stage.reads(last, one, first=number == 0) else []
-            views = [stage.probe(t.network, data) for t in taught]
-            terms = stage.build_terms(last, stage.probe(student, data), views, {}, data.train.labels)
-            reference = student if number and one.anchored else None
-            images = _images(epochs[number], pair.student_schedule, data)
-            every.append(pipeline.stage_flops(terms, images, student, prefix, data, taught, reference, known))
-            shared[prefix.id, *epochs[: number + 1]] = every[-1]
+        for number, (prefix, flops) in enumerate(zip(one.prefixes(), counter.stages(one, epochs), strict=True), 1):
+            every.append(flops)
+            shared[prefix.id, *epochs[:number]] = flops
     return Cost(
         recipes=len(recipes),
         stage_runs=len(shared),
@@ -89,12 +77,6 @@ def count(config: Config, data: Data) -> Cost:
         teacher_flops=teacher_flops,
         more_teachers_flops=teacher_flops * (max(one.teachers for one in recipes) - 1),
     )
-
-
-def _images(epochs: int, schedule: Schedule, data: Data) -> int:
-    """How many go through a network: an incomplete last batch of an epoch is left out."""
-    batch = min(schedule.batch_size, len(data.train))
-    return epochs * (len(data.train) // batch) * batch
 
 
 def cifar100() -> Data:

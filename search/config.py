@@ -20,24 +20,21 @@ from smskd.recipe import ANCHORS, WEIGHTINGS, Stage, make
 from spaces import Menu
 
 COSTS = ("flops", "seconds", "params", "latency")
-SAMPLERS = ("exhaustive", "tpe", "nsga2", "random")
+SAMPLERS = ("exhaustive", "tpe", "nsga2", "gp", "random")
+STOPS = ("none", "dominated")
 # Fresh seeds of the confirmation stand this far from those of the search; two studies' seeds stand twice as far apart.
 _SEED_STRIDE = 50_000
 # A space that compares systems gives each as many epochs as this many stages have.
 _COMPARISON_STAGES = 3
 # What decides a search's numbers; a run folder holds one search only. The rest may change when a run is taken up again.
 _FREE = (
-    "trials",
-    "confirm",
-    "cpus",
-    "gpus",
-    "address",
-    "store",
-    "out",
-    "storage",
-    "reopen_test",
-    "box",
-)
+    "trials", "confirm", "cpus", "gpus", "address", "store", "out", "storage", "reopen_test", "box", "warm_start",
+)  # fmt: skip
+# Settings that came later, with their defaults: a search with these is the one that it was without them.
+_LATER = {
+    **dict.fromkeys(("teacher_model", "student_model", "max_params", "max_latency_ms", "max_flops")),
+    **{"stop": "none", "stop_margin": 2.0},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +70,33 @@ class Config:
     seed: int = cli.key(0, "of the whole study; another one draws everything anew")
     trials: int | None = cli.key(None, "how many recipes at most (default: all of a finite space, else 40)")
     sampler: str | None = cli.key(
-        None, "exhaustive (default for finite spaces), tpe (default otherwise), nsga2, random"
+        None, "exhaustive (default for finite spaces), tpe (default otherwise), nsga2, gp, random"
     )
-    cost: str = cli.key("flops", "second axis of the front: " + ", ".join(COSTS))
+    cost: str = cli.key(
+        "flops", "what the front has beside the error: " + ", ".join(COSTS) + "; or two of them, as [flops,seconds]"
+    )
+    max_params: int | None = cli.key(None, "refuse a student of more parameters")
+    max_latency_ms: float | None = cli.key(
+        None, "refuse a student that takes longer for one image, in milliseconds, where its trials run"
+    )
+    max_flops: float | None = cli.key(
+        None, "leave out recipes that cost more to train, by FLOPs counted beforehand: they are listed, not trained"
+    )
+    stop: str = cli.key(
+        "none",
+        "dominated: a recipe gives up its later stages when those it has finished, over all seeds, are dominated by a "
+        "finished recipe that costs no more and is better by more than stop_margin=; these stay as a recipe of "
+        "their own",
+    )
+    stop_margin: float = cli.key(2.0, "of stop=dominated, in points of validation accuracy")
+    warm_start: list[str] | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "folders (or database URLs) of other runs of the same pair, data and cost: what they found is made "
+            "known to the sampler as it stands, also where seeds, epochs or the space differ, and is no result of this "
+            "run: a recipe of theirs is in its tables only if it is trained here, of which the store spares what it has"
+        },
+    )
     teacher: str | None = cli.key(
         None, "file with the teacher's weights (default: train one, and keep it in the store)"
     )
@@ -113,7 +134,11 @@ class Config:
         names.check("space", self.space, spaces.available())
         object.__setattr__(self, "pair", self.networks.name)
         datasets.check(self.data, data_dir=self.data_dir, image_size=self.image_size)
-        names.check("cost", self.cost, COSTS)
+        for cost in self.costs:
+            names.check("cost", cost, COSTS)
+        if not len(set(self.costs)) == len(self.costs) <= 2:
+            raise ValueError(f"cost= takes one or two different costs, but got [{self.cost}]")
+        names.check("stop", self.stop, STOPS)
         if self.sampler is not None:
             names.check("sampler", self.sampler, SAMPLERS)
         if not self.methods:
@@ -126,7 +151,7 @@ class Config:
         for name, lowest, highest in (
             ("max_stages", 1, 100), ("epochs", 1, None), ("epochs_total", 1, None), ("seeds", 1, _SEED_STRIDE),
             ("confirm", 0, _SEED_STRIDE), ("seed", 0, None), ("trials", 1, None), ("teacher_epochs", 1, None),
-            ("train_size", 2, None), ("image_size", 1, None), ("gpus", 0, None),
+            ("train_size", 2, None), ("image_size", 1, None), ("gpus", 0, None), ("stop_margin", 0, 100),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is None:
@@ -134,6 +159,10 @@ class Config:
             if not (math.isfinite(value) and value >= lowest and (highest is None or value <= highest)):
                 bound = f"{name} >= {lowest}" if highest is None else f"{lowest} <= {name} <= {highest}"
                 raise ValueError(f"{bound} must hold, but got {name}={value}")
+        for name in ("max_params", "max_latency_ms", "max_flops"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} > 0 must hold, but got {name}={value:g}")
         if self.box is not None:
             self._check_box(self.box)
         if not (math.isfinite(self.cpus) and self.cpus > 0):
@@ -144,6 +173,13 @@ class Config:
             total = _COMPARISON_STAGES * self.networks.epochs
             object.__setattr__(self, "epochs_total", total)
         pairs.split_epochs(1, self.networks, epochs=self.epochs, epochs_total=self.epochs_total)
+        if self.stop != "none" and self.epochs_total is not None:
+            raise ValueError(
+                f"stop={self.stop} compares a recipe's first stages with shorter recipes, but where epochs_total= is "
+                "split these have longer stages: leave stop= out, or give epochs= (which space=systems doesn't take)"
+            )
+        if self.stop == "none" and self.stop_margin != Config.stop_margin:
+            raise ValueError("stop_margin= is of stop=dominated: give that too, or leave it out")
         if self.teacher is not None and self.teacher_epochs is not None:
             raise ValueError("teacher= names finished weights, so teacher_epochs= has no use; leave one of them out")
 
@@ -210,12 +246,12 @@ class Config:
     @property
     def costs(self) -> tuple[str, ...]:
         """What is minimised beside the error."""
-        return (self.cost,)
+        return tuple(self.cost.split(","))
 
     @property
     def limits(self) -> dict[str, float | None]:
         """The largest value that a recipe of the front may have, by the names of reports.front.LIMITS; None: any."""
-        return {"params": None, "latency_ms": None, "flops": None}
+        return {"params": self.max_params, "latency_ms": self.max_latency_ms, "flops": self.max_flops}
 
     @property
     def networks(self) -> Pair:
@@ -227,7 +263,7 @@ class Config:
         """The settings that decide the numbers of a search."""
         settings = {k: v for k, v in dataclasses.asdict(self).items() if k not in _FREE}
         # searches of before there were these settings go on
-        return {k: v for k, v in settings.items() if v is not None or k not in ("teacher_model", "student_model")}
+        return {k: v for k, v in settings.items() if k not in _LATER or v != _LATER[k]}
 
     @property
     def folder(self) -> Path:
@@ -257,7 +293,8 @@ def parse(argv: Sequence[str]) -> Config:
     Raises:
         ValueError: as Config, and smskd.cli.parse; or a setting is given that the space searches itself.
     """
-    config = cli.parse(Config, argv)
+    words = [_plain(word) for word in argv]
+    config = cli.parse(Config, words)
     given = {word.partition("=")[0] for word in argv}
     unread = given & {"anchor", "weighting", "lambda_base", "methods", "max_stages"} - _reads(config)
     for key in sorted(unread):
@@ -265,6 +302,14 @@ def parse(argv: Sequence[str]) -> Config:
             f"{key}= has no effect in space={config.space}, which doesn't use it or searches it; leave it out"
         )
     return config
+
+
+def _plain(word: str) -> str:
+    """`cost=[a,b]` as the text that the field takes, and a single `warm_start=` as a list."""
+    if word.startswith("cost=[") and word.endswith("]"):
+        return word.replace("[", "").replace("]", "").replace(" ", "")
+    key, _, value = word.partition("=")
+    return f"{key}=[{value}]" if key == "warm_start" and value and value[0] != "[" else word
 
 
 def parse_pairs(argv: Sequence[str]) -> list[Config]:

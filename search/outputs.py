@@ -126,7 +126,7 @@ def write(
     table = front.summarise(results.read(folder), config.costs, config.limits)
     front.write_front(table, folder / "front.csv")
     winner = front.winner(table)
-    settings = dataclasses.asdict(config)
+    settings = dataclasses.asdict(config) | {"cost": config.costs[0]}  # all of them are in `objectives`
     if config.epochs_total is None:
         settings["epochs"] = config.stage_epochs(1)[0]
     if winner is not None:

@@ -181,7 +181,7 @@ def closing(console: Console, config: Config, summary: pd.DataFrame, *, trained:
             row["letter"], row["recipe"], f"{row['lambda_base']:.3g} {row['weighting']}" if anchored else "-",
             _accuracy(row["val_accuracy"], row["val_half_width"]),
             _accuracy(row["test_accuracy"], row["test_half_width"]),
-            cost_text(config.cost, row["cost"]), style="bold" if row["recipe_id"] == best else "",
+            cost_text(config.costs[0], row["cost"]), style="bold" if row["recipe_id"] == best else "",
         )  # fmt: skip
     console.print(table)
     chosen = summary[summary["recipe_id"] == best].iloc[0]

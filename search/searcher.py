@@ -68,32 +68,39 @@ class StudySource:
     def __init__(self, study: Study, seeds: Sequence[int], pair: str) -> None:
         self._study, self._seeds, self._pair = study, seeds, pair
         self._waiting: deque[tuple[Asked, int]] = deque()
-        self._running: dict[Job, Asked] = {}
+        # several where recipes that may be given up begin alike: one trial then serves them all
+        self._running: dict[Job, list[Asked]] = {}
         self._dry = False
 
     def next(self) -> Job | None:
-        if not self._waiting:
-            asked = self._study.ask()
-            self._dry = asked is None
-            if asked is None:
-                return None
-            self._waiting.extend((asked, seed) for seed in self._seeds)
-        asked, seed = self._waiting.popleft()
-        job = Job(pair=self._pair, recipe=str(asked.recipe), seed=seed, test=False)
-        self._running[job] = asked
-        return job
+        while True:
+            if not self._waiting:
+                asked = self._study.ask()
+                self._dry = asked is None
+                if asked is None:
+                    return None
+                self._waiting.extend((asked, seed) for seed in self._seeds)
+            asked, seed = self._waiting.popleft()
+            job = Job(pair=self._pair, recipe=str(asked.now), seed=seed, test=False)
+            if job not in self._running:
+                self._running[job] = [asked]
+                return job
+            self._running[job].append(asked)
 
     def exhausted(self) -> bool:
         return self._dry and not self._waiting and self._study.idle()
 
     def take(self, job: Job, record: Record) -> None:
-        self._study.tell(self._running.pop(job), record)
+        for asked in self._running.pop(job):
+            if not self._study.tell(asked, record) and not asked.records:  # its next stage, before other recipes
+                self._waiting.extendleft((asked, seed) for seed in reversed(self._seeds))
 
     def remaining(self) -> int:
-        return len(self._waiting) + len(self._running) + self._study.room() * len(self._seeds)
+        later = self._study.stages_to_come() * len(self._seeds)
+        return len(self._waiting) + len(self._running) + later + self._study.room() * len(self._seeds)
 
     def again(self) -> None:
-        self._waiting.extendleft((asked, job.seed) for job, asked in self._running.items())
+        self._waiting.extendleft((asked, job.seed) for job, every in self._running.items() for asked in every)
         self._running.clear()
 
 
@@ -213,6 +220,7 @@ class QueueSearcher(Searcher):
         self._jobs: dict[str, Job] = {}
         # why no further trial may start: what went wrong would go wrong in each
         self.problem: str | None = None
+        self.refused = False  # it is the user's to mend
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher, for the restore that is not used; a study and a live display can't be."""
@@ -238,6 +246,9 @@ class QueueSearcher(Searcher):
             self._end(job, trainable.failure(job.seed, cause), 0)
             return
         outcome = json.loads(told)
+        if "refused" in outcome:
+            self.refused, self.problem = True, self.problem or self._of_pair(job) + outcome["refused"]
+            return
         if "problem" in outcome:
             self.problem = self.problem or self._of_pair(job) + outcome["problem"]
             return
@@ -283,6 +294,7 @@ def fit(
     number of times.
 
     Raises:
+        ValueError: a student is too slow for max_latency_ms=.
         RuntimeError: data or teacher can't be had, or aren't those the run began with; or the last fit() was ended so,
             too, with what ended it.
     """
@@ -308,7 +320,7 @@ def fit(
                     f"Ray ended the search {FITS} times, at last with {type(error).__name__}: {error}"
                 ) from error
         if search.problem:
-            raise RuntimeError(search.problem)
+            raise (ValueError if search.refused else RuntimeError)(search.problem)
         if source.exhausted():
             return
         source.again()

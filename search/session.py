@@ -12,11 +12,11 @@ import pandas as pd
 from rich.console import Console
 
 import spaces
-from reports.front import COSTS
+from reports.front import COSTS, LIMITS
 from search import box, outputs
 from search.config import Config, cores
 from search.progress import FrontLine, cost_text
-from search.study import Record, Study
+from search.study import Limits, Record, Study
 from smskd import datasets, pairs
 from smskd.recipe import Recipe, parse
 from smskd.store import Store
@@ -43,6 +43,9 @@ class Session:
         self._trained = {"search": 0, "confirm": 0}
         self._failed_to_confirm: list[tuple[Recipe, Record]] = []
         self.refusal: str | None = None
+        self._bench: dict[str, Any] | None = None
+        self._counter: Any = None
+        self._counted: dict[str, float] = {}
         space, menu = spaces.load(config.space), config.menu
         self.study = Study(
             space=lambda trial: space.suggest(trial, menu),
@@ -53,13 +56,17 @@ class Session:
             trials=config.trials,
             seed=config.seed,
             objective=self._objective,
+            costs=config.costs,
+            limits=self._limits(),
+            margin=config.stop_margin / 100 if config.stop == "dominated" else None,
+            sources=_sources(config),
             # of a total that is split, a shorter recipe's stages are longer: its beginning is another training
             prefixes=config.epochs_total is None,
         )
         if self.study.points is not None:
             config.stage_epochs(max(len(recipe.stages) for _, recipe in self.study.points.values()))
         # what is known of teacher, student and data, once a driver has asked; looked at for each record
-        self._bench: dict[str, Any] | None = self.study.attributes.get(_BENCH)
+        self._bench = self.study.attributes.get(_BENCH)
         fixed_box = self.study.attributes.get(_BOX)
         if fixed_box and config.box not in (None, [*fixed_box["error"], *fixed_box["cost"]]):
             fixed = ",".join(f"{value:g}" for value in (*fixed_box["error"], *fixed_box["cost"]))
@@ -84,7 +91,9 @@ class Session:
         """
         config, pair = self.config, self.config.networks
         built_in = datasets.BUILT_IN.get(config.data)
-        if built_in is not None and config.teacher is None:  # no need for torch, which takes seconds to import
+        bounded = config.max_params is not None or config.max_flops is not None
+        # no need for torch, which takes seconds to import
+        if built_in is not None and config.teacher is None and not bounded:
             pairs.check_images(pair, height=built_in.side, width=built_in.side)
             if config.train_size is not None:
                 datasets.check_train_size(
@@ -94,6 +103,7 @@ class Session:
             from smskd import models, pipeline, teacher
 
             data = self._data(pipeline)
+            self._check_limits()
             if config.teacher is not None:
                 network = models.build(pair.teacher.name, num_classes=data.classes, in_channels=data.channels)
                 teacher.read_weights(Path(config.teacher), network)
@@ -124,7 +134,8 @@ class Session:
             "pipeline": self.config.pipeline | {"device": device},
             "epochs": self.config.epochs,
             "epochs_total": self.config.epochs_total,
-            "latency": "latency" in self.config.costs,
+            "latency": "latency" in self.config.costs or self.config.max_latency_ms is not None,
+            "max_latency_ms": self.config.max_latency_ms,
             "timed": self._timed,
         }
         return searcher.Bench(settings=settings, digest=self._teacher_digest, meet=self._meet)
@@ -141,7 +152,11 @@ class Session:
         settled = self.study.settled
         facts = {
             "stage_runs": self._trained["search"],
-            "stage_runs_unshared": sum(len(recipe.stages) * len(records) for recipe, records in settled.values()),
+            "stage_runs_unshared": sum(
+                len(record["stages"] if record["status"] == "pruned" else recipe.stages)
+                for recipe, records in settled.values()
+                for record in records
+            ),
             "seconds": time.monotonic() - self._started,
             "sampler": self.study.sampler,
             "confirm": {
@@ -206,16 +221,65 @@ class Session:
         assert self._bench is not None, "the bench is noted before anything runs"
         return self._bench
 
-    def _objective(self, record: Record) -> tuple[float, float]:
-        """Error on validation, and the chosen cost."""
-        stages = record["stages"]
-        costs: dict[str, Any] = {
+    def _objective(self, record: Record) -> tuple[float, ...]:
+        """Error on validation, and the chosen costs."""
+        costs = self._measured(record)
+        return 1 - record["stages"][-1]["val_accuracy"], *(costs[COSTS[cost]] for cost in self.config.costs)
+
+    def _measured(self, record: Record) -> dict[str, float]:
+        """What a finished training took, by the names of the table's columns."""
+        stages, bench = record["stages"], self._bench or {}
+        return {
             "train_flops": sum(s["train_flops"] for s in stages),
             "device_seconds": sum(s["device_seconds"] for s in stages),
-            "params": record["params"],
-            "latency_ms": self._known_bench["latency_ms"],
+            "params": float(record["params"] or 0),
+            "latency_ms": float(bench.get("latency_ms") or 0),
         }
-        return 1 - stages[-1]["val_accuracy"], float(costs[COSTS[self.config.cost]])
+
+    def _limits(self) -> Limits | None:
+        """The limits that are set, for the study."""
+        bounds = {name: float(bound) for name, bound in self.config.limits.items() if bound is not None}
+        if not bounds:
+            return None
+        return Limits(
+            bounds=bounds,
+            measured=lambda record: {name: self._measured(record)[LIMITS[name]] for name in bounds},
+            foreseen=lambda recipe: {"flops": self._flops(recipe)} if "flops" in bounds else {},
+        )
+
+    def _flops(self, recipe: Recipe) -> float:
+        """What a recipe's training costs, counted with networks that are built here and not trained."""
+        if recipe.id not in self._counted:
+            if self._counter is None:
+                from smskd import pipeline
+
+                self._counter = pipeline.Counter(self.config.networks, self._data(pipeline))
+            epochs = self.config.stage_epochs(len(recipe.stages))
+            self._counted[recipe.id] = sum(self._counter.stages(recipe, epochs))
+        return self._counted[recipe.id]
+
+    def _check_limits(self) -> None:
+        """Refuse limits that no recipe can keep to; that of the latency is for the workers, where the device is."""
+        from smskd import cost, models, pipeline
+
+        config, pair = self.config, self.config.networks
+        if config.max_params is not None:
+            data = self._data(pipeline)
+            student = models.build(pair.student.name, num_classes=data.classes, in_channels=data.channels)
+            if (there := cost.parameters(student)) > config.max_params:
+                raise ValueError(
+                    f"max_params={config.max_params} can't hold for any recipe: the student of pair={pair.name} has "
+                    f"{there} parameters; give more, or another pair"
+                )
+        if config.max_flops is not None:
+            points = self.study.points
+            alone = [config.menu.recipe(method) for method in config.menu.methods]
+            cheapest = min(alone if points is None else [recipe for _, recipe in points.values()], key=self._flops)
+            if (least := self._flops(cheapest)) > config.max_flops:
+                raise ValueError(
+                    f"max_flops={config.max_flops:g} can't hold for any recipe: the cheapest, {cheapest}, takes "
+                    f"{least:.4g} FLOPs; give more, or fewer epochs"
+                )
 
     def _teacher_digest(self) -> str | None:
         return None if self._bench is None else str(self._bench["teacher"]["digest"])
@@ -245,7 +309,7 @@ class Session:
                 recipe=str(self.study.settled[row["recipe_id"]][0]),
                 val_accuracy=row["val_accuracy"],
                 val_sd=row["val_sd"],
-                cost=cost_text(self.config.cost, row["cost"]),
+                cost=cost_text(self.config.costs[0], row["cost"]),
                 seeds=row["seeds"],
             )
             for row in table[table["front"]].to_dict("records")
@@ -298,3 +362,25 @@ class Session:
         for recipe, record in [*records, *self._failed_to_confirm]:
             found.setdefault(recipe.id, (recipe, []))[1].append(record)
         return found
+
+
+def _sources(config: Config) -> dict[str, str]:
+    """Database URLs of the runs to learn from, by the names given.
+
+    Raises:
+        ValueError: one is no folder of a run, or is this run.
+    """
+    found: dict[str, str] = {}
+    for name in config.warm_start or ():
+        if "://" in name:
+            found[name] = name
+            continue
+        folder = Path(name).absolute()
+        # of a run of several pairs, the one of this pair
+        place = next((f for f in (folder, folder / str(config.pair)) if (f / "study.db").is_file()), None)
+        if place is None:
+            raise ValueError(f"warm_start={name}: there is no study.db; give the folder that a search wrote to")
+        if place == config.folder:
+            raise ValueError(f"warm_start={name} is this run itself: leave it out, or choose another folder with out=")
+        found[str(place)] = f"sqlite:///{place / 'study.db'}"
+    return found

@@ -25,7 +25,7 @@ def train(config: dict[str, Any]) -> None:
     """The trainable: one recipe, one seed, through the pipeline; reports its progress and, last, its outcome.
 
     An exception of the training is an outcome too: it would be the same the next time, so Ray needn't try again. One of
-    the data or the teacher is a problem of every trial, and is told as such.
+    the data or the teacher is a problem of every trial, and is told as such; so is a student that is too slow.
     """
     import torch
 
@@ -61,6 +61,13 @@ def train(config: dict[str, Any]) -> None:
         described = bench.describe(prepared, **wanted) if config["describe"] else None
     except Exception as error:
         _report({"problem": f"data and teacher can't be prepared: {type(error).__name__}: {error}"})
+        return
+    most = config["max_latency_ms"]
+    if described is not None and most is not None and described["latency_ms"] > most:
+        took = f"the student takes {described['latency_ms']:.4g} ms for one image where its trials run"
+        _report(
+            {"refused": f"max_latency_ms={most:g} can't hold for any recipe: {took}; give more, or another student"}
+        )
         return
     place.update(stage=1, epoch=0, epochs=0)
     record: Record

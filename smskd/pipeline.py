@@ -463,6 +463,38 @@ def stage_flops(
     return images * known[case] + known[(*case, "once")]
 
 
+class Counter:
+    """Counts what recipes cost, with networks that are built and not trained: equal to what training them records."""
+
+    def __init__(self, pair: Pair, data: Data) -> None:
+        """data: for the shapes, the labels and the number of training images."""
+        self._schedule, self._data = pair.student_schedule, data
+        self._student = _fresh(pair.student, data, seed=0)
+        self._teacher = Teacher(_fresh(pair.teacher, data, seed=0), data)
+        self._known: dict[tuple[Any, ...], float] = {}
+
+    def stages(self, recipe: Recipe, epochs: Sequence[int]) -> list[float]:
+        """Training FLOPs of each stage, as in Result. epochs: of each stage."""
+        found = []
+        student, data = self._student, self._data
+        for number, prefix in enumerate(recipe.prefixes()):
+            last, first = prefix.stages[-1], number == 0
+            taught = [self._teacher] * recipe.teachers if training.reads(last, recipe, first=first) else []
+            views = [training.probe(teacher.network, data) for teacher in taught]
+            with torch.random.fork_rng(devices=[]):
+                terms = training.build_terms(last, training.probe(student, data), views, {}, data.train.labels)
+            reference = student if not first and recipe.anchored else None
+            images = images_trained(epochs[number], self._schedule, data)
+            found.append(stage_flops(terms, images, student, prefix, data, taught, reference, self._known))
+        return found
+
+
+def images_trained(epochs: int, schedule: Schedule, data: Data) -> int:
+    """How many go through a network: an incomplete last batch of an epoch is left out."""
+    batch = min(schedule.batch_size, len(data.train))
+    return epochs * (len(data.train) // batch) * batch
+
+
 def _terms(stage_methods: tuple[str, ...]) -> set[str]:
     """Names of the loss weights that a stage of these methods uses."""
     return {ce.weight_name(stage_methods)}.union(

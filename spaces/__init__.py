@@ -25,7 +25,8 @@ DEFAULT_MAX_STAGES = 3
 class Trial(Protocol):
     """What a space draws from: the part of optuna.trial.Trial that has a fixed number of parameters.
 
-    Choices are strings or numbers. A name must stand for the same choices in every call.
+    Choices are strings or numbers. A name must stand for the same choices in every call. Of the parameters `stage_1`,
+    `stage_2`, ... those past `n_stages` must have no effect, where a space has these names: nobody walks through them.
     """
 
     def suggest_categorical(self, name: str, choices: Sequence[str]) -> str: ...

@@ -7,11 +7,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
 
 import spaces
+from search.study import enumerate_space
 from smskd.recipe import Recipe, parse
 from spaces import Menu
 
@@ -73,7 +75,9 @@ def test_unknown_space() -> None:
 @pytest.mark.parametrize(
     ("space", "params", "recipe"),
     [
-        ("stage_order", {"order": "kd>rkd"}, "kd>rkd"),
+        ("stage_order", {"n_stages": 2, "stage_1": "kd", "stage_2": "rkd", "stage_3": "kd"}, "kd>rkd"),
+        # a method that has had its stage gives way to the next
+        ("stage_order", {"n_stages": 3, "stage_1": "rkd", "stage_2": "rkd", "stage_3": "kd"}, "rkd>kd>fitnets"),
         ("stage_count", {"sequence": "in order", "n_stages": 2}, "kd>fitnets"),
         ("stage_count", {"sequence": "rkd", "n_stages": 3}, "rkd>rkd>rkd"),
         ("weighting", {"weighting": "tcp", "lambda_base": 0.75}, "kd>fitnets>rkd weighting=tcp lambda_base=0.75"),
@@ -101,16 +105,34 @@ def test_parameters_give_the_recipe(space: str, params: dict[str, Any], recipe: 
 
 def test_what_is_not_searched_is_the_menus() -> None:
     menu = Menu(methods=("kd+rkd", "fitnets"), max_stages=2, anchor="none", weighting="tcp", lambda_base=1.0)
-    got = _suggest("stage_order", {"order": "fitnets>kd+rkd"}, menu)
+    got = _suggest("stage_order", {"n_stages": 2, "stage_1": "fitnets", "stage_2": "fitnets"}, menu)
     assert got == parse("fitnets>kd+rkd anchor=none weighting=tcp lambda_base=1")
 
 
 def test_stage_order_has_fifteen_recipes() -> None:
-    recipes = _all("stage_order")
+    recipes = list({recipe.id: recipe for recipe in _all("stage_order")}.values())
     assert len(recipes) == 15
-    assert len({r.id for r in recipes}) == 15
     assert [sum(len(r.stages) == k for r in recipes) for k in (1, 2, 3)] == [3, 6, 6]
     assert all(len(set(r.stages)) == len(r.stages) for r in recipes)
+
+
+@pytest.mark.parametrize("space", ["stage_order", "stage_count", "weighting", "systems"])
+def test_a_walk_over_a_finite_space_finds_what_all_combinations_give(space: str) -> None:
+    found = enumerate_space(lambda trial: spaces.load(space).suggest(trial, MENU))
+    assert found is not None
+    assert set(found) == {recipe.id for recipe in _all(space)}
+    for params, recipe in found.values():
+        assert _suggest(space, params) == recipe
+
+
+@pytest.mark.parametrize("space", sorted(spaces.available()))
+def test_samplers_see_vectors_of_one_length(space: str) -> None:
+    drawn = []
+    for seed in range(30):
+        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask()
+        spaces.load(space).suggest(trial, MENU)
+        drawn.append(trial.distributions)
+    assert all(one == drawn[0] for one in drawn)
 
 
 def test_stage_count() -> None:

@@ -28,7 +28,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch, run: Any, prepare: Any = prepared) 
     monkeypatch.setattr(bench, "describe", lambda prepared, latency, timed: {"latency": latency})
     config = {
         "cpus": 1, "recipe": "kd>rkd>kd", "seed": 4, "test": False, "epochs": 2, "epochs_total": None, "pipeline": {},
-        "describe": True, "latency": False, "timed": False,
+        "describe": True, "latency": False, "timed": False, "max_latency_ms": None,
     }  # fmt: skip
     trainable.train(config)
     return json.loads(told[-1]["outcome"])

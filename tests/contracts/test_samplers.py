@@ -1,0 +1,200 @@
+"""What every sampler keeps to: nothing is trained, the numbers of a recipe are made up from its id."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+import spaces
+from search import config
+from search.study import Asked, Limits, Record, Study
+from smskd.recipe import Recipe
+
+SEEDS = 2
+FEW = ["space=recipe", "methods=[kd,rkd]", "max_stages=2"]
+
+
+def record(recipe: Recipe, seed: int) -> Record:
+    stages: list[Any] = []
+    for prefix in recipe.prefixes():
+        noise = int(hashlib.sha256(f"{prefix.id}{seed}".encode()).hexdigest()[:8], 16) / 2**32
+        value = 0.7 + 0.05 * len(prefix.stages) + 0.1 * noise
+        flops, seconds = 1e9 * (1 + ("rkd" in str(prefix.stages[-1]))), 1.0 + noise
+        stages.append({"key": prefix.id, "val_accuracy": value, "train_flops": flops, "device_seconds": seconds})
+    return {"seed": seed, "status": "complete", "error": None, "params": 9, "stages": stages, "test_accuracy": None}
+
+
+def flops(record: Record) -> float:
+    return sum(stage["train_flops"] for stage in record["stages"])
+
+
+OBJECTIVES: dict[str, Callable[[Record], float]] = {
+    "flops": flops,
+    "seconds": lambda record: sum(stage["device_seconds"] for stage in record["stages"]),
+}
+# Recipes of three stages that have `rkd` more than once cost more.
+LIMITS = Limits(
+    bounds={"flops": 4e9, "params": 10},
+    measured=lambda record: {"flops": flops(record), "params": float(record["params"] or 0)},
+    foreseen=lambda recipe: {"flops": flops(record(recipe, 0))},
+)
+
+
+def open_study(folder: Path | None, sampler: str, words: list[str], **more: Any) -> Study:
+    settings = config.parse([f"sampler={sampler}", *words])
+    space, menu = spaces.load(settings.space), settings.menu
+    costs = settings.costs
+    return Study(
+        space=lambda trial: space.suggest(trial, menu),
+        storage=optuna.storages.InMemoryStorage() if folder is None else f"sqlite:///{folder / 'study.db'}",
+        identity=settings.identity,
+        seeds=range(SEEDS),
+        sampler=settings.sampler,
+        trials=settings.trials,
+        seed=settings.seed,
+        objective=lambda record: (1 - record["stages"][-1]["val_accuracy"], *(OBJECTIVES[c](record) for c in costs)),
+        costs=costs,
+        **more,
+    )
+
+
+def finish(study: Study, asked: Asked) -> None:
+    while not all(study.tell(asked, record(asked.now, seed)) for seed in range(SEEDS)[-1:]):
+        for seed in range(SEEDS)[:-1]:
+            study.tell(asked, record(asked.now, seed))
+
+
+def drain(study: Study, most: int = 10_000) -> list[str]:
+    """Run what the study asks for, two recipes at a time."""
+    ran: list[str] = []
+    running: list[Asked] = []
+    while len(ran) < most:
+        while len(running) < 2 and (asked := study.ask()) is not None:
+            running.append(asked)
+        if not running:
+            break
+        asked = running.pop(0)
+        ran.append(str(asked.recipe))
+        settled = False
+        while not settled:
+            settled = [study.tell(asked, record(asked.now, seed)) for seed in range(SEEDS)][-1]
+    return ran
+
+
+def trials(study: Study) -> list[optuna.trial.FrozenTrial]:
+    return study._study.get_trials()
+
+
+class Contract:
+    """Inherited by a class for each sampler."""
+
+    name: str
+    finite_only = False
+
+    def test_a_finite_space_ends_without_a_duplicate(self) -> None:
+        study = open_study(None, self.name, [])
+        ran = drain(study)
+        assert len(ran) == len(set(ran)) and len(study.settled) == 15 and study.complete()
+        told = [trial.user_attrs["recipe"] for trial in trials(study) if trial.state.name == "COMPLETE"]
+        assert len(told) == len(set(told)) == 15
+        assert study.ask() is None and study.idle()
+
+    def test_the_limit_is_kept(self) -> None:
+        study = open_study(None, self.name, ["trials=7"])
+        drain(study)
+        assert len(study.settled) == 7 and study.complete() and study.room() == 0
+
+    def test_seeded(self) -> None:
+        words = ["trials=14"] if self.finite_only else [*FEW, "trials=18"]
+        orders = [drain(open_study(None, self.name, [*words, f"seed={seed}"])) for seed in (3, 3, 4)]
+        assert orders[0] == orders[1]
+        assert self.finite_only or orders[0] != orders[2]
+
+    def test_it_goes_on_where_a_dead_driver_stood(self, tmp_path: Path) -> None:
+        words = ["trials=14"] if self.finite_only else [*FEW, "trials=14"]
+        study = open_study(tmp_path, self.name, words)
+        drain(study, most=3)
+        orphan = study.ask()
+        assert orphan is not None
+        study.tell(orphan, record(orphan.now, 0))
+        before = {key: recipe for key, (recipe, _) in study.settled.items()}
+        after = open_study(tmp_path, self.name, words)
+        assert {key: recipe for key, (recipe, _) in after.settled.items()} == before
+        assert list(after.settled) == list(before)
+        drain(after)
+        assert len(after.settled) == 14 and orphan.recipe.id in after.settled
+        assert "RUNNING" not in {trial.state.name for trial in trials(after)}
+
+    @pytest.mark.parametrize("costs", ["flops", "[flops,seconds]"])
+    def test_what_breaks_a_limit_beforehand_is_told_and_not_run(self, costs: str) -> None:
+        study = open_study(None, self.name, [f"cost={costs}"], limits=LIMITS)
+        ran = drain(study)
+        # kd and fitnets cost 1, rkd 2: all but those of kd, fitnets and rkd together, at 4, keep to it
+        assert study.complete() and len(ran) == len(set(ran))
+        allowed = {key for key, (_, records) in study.settled.items() if records[0]["status"] == "complete"}
+        assert len(allowed) == 15
+        tight = Limits(bounds={"flops": 2.5e9}, measured=lambda r: {"flops": flops(r)}, foreseen=LIMITS.foreseen)
+        study = open_study(None, self.name, [f"cost={costs}"], limits=tight)
+        ran = drain(study)
+        assert study.complete() and study.idle() and study.ask() is None
+        finished = {str(recipe) for recipe, records in study.settled.values() if records[0]["status"] == "complete"}
+        assert finished == {"kd", "fitnets", "rkd", "kd>fitnets", "fitnets>kd"}
+        for trial in trials(study):
+            assert len(trial.values or [1, 2]) >= 2
+            if trial.state.name == "COMPLETE":
+                assert trial.constraints["flops"] <= 0
+            elif trial.state.name == "PRUNED":
+                assert trial.constraints["flops"] > 0
+                assert "flops 3e+09 is more than 2.5e+09" in trial.user_attrs["error"] or "4e+09" in str(
+                    trial.user_attrs
+                )
+        again = {trial.user_attrs["recipe"] for trial in trials(study) if trial.state.name in ("COMPLETE", "PRUNED")}
+        assert len(again) == sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials(study))
+
+    def test_two_and_three_objectives_past_the_first_random_draws(self) -> None:
+        for costs, count in (("flops", 2), ("[flops,seconds]", 3)):
+            words = [f"cost={costs}"] if self.finite_only else [*FEW, f"cost={costs}", "trials=24"]
+            study = open_study(None, self.name, words, limits=LIMITS)
+            drain(study)
+            assert study.complete()
+            assert study._study.metric_names == ["error", *config.parse([f"cost={costs}"]).costs]
+            assert all(len(trial.values) == count for trial in trials(study) if trial.state.name == "COMPLETE")
+
+    def test_given_up_recipes_keep_their_beginnings(self) -> None:
+        study = open_study(None, self.name, [], margin=0.02)
+        drain(study)
+        assert study.complete() and len(study.settled) == 15
+        statuses: Mapping[str, str] = {str(recipe): r[0]["status"] for recipe, r in study.settled.values()}
+        assert {statuses[name] for name in ("kd", "fitnets", "rkd")} == {"complete"}
+        assert {trial.state.name for trial in trials(study) if "given up" in trial.user_attrs.get("error", "")} == {
+            "PRUNED"
+        }
+
+
+class TestExhaustive(Contract):
+    name, finite_only = "exhaustive", True
+
+
+class TestTPE(Contract):
+    name = "tpe"
+
+
+class TestNSGA2(Contract):
+    name = "nsga2"
+
+
+class TestGP(Contract):
+    name = "gp"
+
+
+class TestRandom(Contract):
+    name = "random"
+
+
+def test_every_sampler_is_here() -> None:
+    assert {one.name for one in Contract.__subclasses__()} == set(config.SAMPLERS)
