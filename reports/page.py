@@ -329,7 +329,8 @@ def _growth(
     band = "band: 95 %, means redrawn. " if ends[0][-1] is not None else "one seed: no band. "
     note = (
         f"{last} at the end; {band}Fixed box: error {100 * box.error[0]:.3g} to {100 * box.error[1]:.3g} %, log10 of "
-        f"{' to '.join(ends_of_cost)}; reference: its worst corner. Outside: {round(outside * len(points))} of {plural(len(points), 'recipe')} ({100 * outside:.0f} %)."
+        f"{' to '.join(ends_of_cost)}; reference: its worst corner. "
+        f"Outside: {round(outside * len(points))} of {plural(len(points), 'recipe')} ({100 * outside:.0f} %)."
     )
     return data, figure, note
 
