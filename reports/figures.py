@@ -236,7 +236,8 @@ def gains(
 def hypervolume(*, unit: str, low: float, high: float, band: bool) -> dict[str, Any]:
     """The share of the box that the front dominates, over what the search has spent, with its 95 % band.
 
-    low, high: ends of the share's axis. band: whether it is known. Dataset by name: `hypervolume` (spent, hypervolume, low, high, text).
+    low, high: ends of the share's axis. band: whether it is known. Dataset by name: `hypervolume` (spent, hypervolume,
+    low, high, marked, label, text).
     """
     scale = alt.Scale(domain=[low, high], nice=True, zero=False)
 

@@ -293,8 +293,10 @@ def _growth(
     name = recorded["cost_name"]
     allowed = summary[summary["feasible"]]
     points = np.column_stack([1 - allowed["val_accuracy"], allowed[COSTS[name]]])
-    if not len(points) or not (points[:, 1] > 0).all():
-        return {}, None, "No finished recipe has a cost above 0, which a logarithmic axis needs."
+    if not len(points):
+        return {}, None, "No finished recipe keeps to the limits."
+    if not (points[:, 1] > 0).all():
+        return {}, None, "A finished recipe has no cost above 0, which a logarithmic axis needs."
     over = summary.loc[~summary["feasible"], "recipe_id"].tolist()
     steps = over_budget(results, name, box, infeasible=over)
     spent_in = "flops" if name == "flops" else "seconds"
@@ -319,13 +321,16 @@ def _growth(
     numbers = [value for column in (values, *ends) for value in column if value is not None]
     figure = figures.hypervolume(unit=unit, low=min(numbers), high=max(numbers), band=ends[0][-1] is not None)
     outside = share_outside(points, box)
-    box_scale, box_unit = recipes.unit_of(name, box.cost[0])
+    ends_of_cost = []
+    for end in box.cost:
+        size, unit = recipes.unit_of(name, end)
+        ends_of_cost.append(f"{number(end / size)} {unit}")
     last = _share(values[-1], ends[0][-1], ends[1][-1])
     band = "band: 95 %, means redrawn. " if ends[0][-1] is not None else "one seed: no band. "
     note = (
         f"{last} at the end; {band}Fixed box: error {100 * box.error[0]:.3g} to {100 * box.error[1]:.3g} %, log10 of "
-        f"{number(box.cost[0] / box_scale)} to {number(box.cost[1] / box_scale)} {box_unit}; reference: its worst "
-        f"corner. Outside: {round(outside * len(points))} of {plural(len(points), 'recipe')} ({100 * outside:.0f} %)."
+        f"{' to '.join(ends_of_cost)}; reference: its worst corner. "
+        f"Outside: {round(outside * len(points))} of {plural(len(points), 'recipe')} ({100 * outside:.0f} %)."
     )
     return data, figure, note
 

@@ -116,12 +116,13 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any]) -> dict[str, Any]:
     badges = [] if info.get("finished") else ["unfinished"]
     badges += [f"{failed} failed"] if failed else []
     badges += ["test opened again"] if opened_again else []
-    trained, unshared = info.get("stage_runs"), info.get("stage_runs_unshared")
+    complete = results[results["status"] == "complete"]
+    spent, alone = duration(results["spent_seconds"].sum()), duration(complete["device_seconds"].sum())
     return {
         "title": f"{plural(len(names), 'pair')}, {config.get('data')}, {config.get('space')}",
         "badges": badges,
         "counts": f"{info.get('recipes')} recipes over {plural(len(names), 'pair')} {TIMES} {info.get('seeds')} search "
-        f"seeds; {trained} stage runs trained, {unshared} without sharing first stages.",
+        f"seeds; {spent} of training spent, {alone} without sharing first stages.",
         "best": None,  # the page draws without Vega
         "pairs": [_pair(row, info) for row in rows[:-1]],
         "mean": {"name": MEAN, "gain": _points(rows[-1]), "differences": str(rows[-1]["differences"])},
