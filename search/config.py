@@ -40,7 +40,7 @@ _FREE = (
 _LATER = {
     **dict.fromkeys(("teacher_model", "student_model", "precision", "compile")),
     **dict.fromkeys(("max_params", "max_latency_ms", "max_flops")),
-    **{"stop": "none", "stop_margin": 2.0},
+    **{"stop": "none", "stop_margin": 1.0},
 }
 
 
@@ -100,7 +100,7 @@ class Config:
         "finished recipe that costs no more and is better by more than stop_margin=; these stay as a recipe of "
         "their own",
     )
-    stop_margin: float = cli.key(2.0, "of stop=dominated, in points of validation accuracy")
+    stop_margin: float = cli.key(1.0, "of stop=dominated, in points of validation accuracy")
     warm_start: list[str] | None = dataclasses.field(
         default=None,
         metadata={

@@ -269,12 +269,12 @@ def confirmable(work: Work, found: Rehearsal) -> list[Recipe]:
 
     Of these the longest counts. Seconds never tie; parameters and latency are the student's and always do.
     """
-    if work.config.comparison or "seconds" in _costs(work.config):
+    if work.config.comparison or "seconds" in work.config.costs:
         return list(work.finished)
     by_cost: dict[str, Recipe] = {}
     for recipe in sorted(work.finished, key=lambda recipe: len(recipe.stages)):
         flops = sum(found.kinds[one].flops * spent[-1] for (_, spent), one in work.stages(recipe))
-        by_cost[f"{flops:.9g}" if "flops" in _costs(work.config) else ""] = recipe
+        by_cost[f"{flops:.9g}" if "flops" in work.config.costs else ""] = recipe
     return list(by_cost.values())
 
 
