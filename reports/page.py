@@ -328,7 +328,7 @@ def _growth(
     last = _share(values[-1], ends[0][-1], ends[1][-1])
     band = "band: 95 %, means redrawn. " if ends[0][-1] is not None else "one seed: no band. "
     note = (
-        f"{last} at the end; {band}Fixed box: error {100 * box.error[0]:.3g} to {100 * box.error[1]:.3g} %, log10 of "
+        f"{last} at the end; {band}Spent: shared stages once. Box, fixed: error {100 * box.error[0]:.3g} to {100 * box.error[1]:.3g} %, log10 of "
         f"{' to '.join(ends_of_cost)}; reference: its worst corner. "
         f"Outside: {round(outside * len(points))} of {plural(len(points), 'recipe')} ({100 * outside:.0f} %)."
     )
