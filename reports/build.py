@@ -117,9 +117,9 @@ def _wrong(info: Mapping[str, Any]) -> Iterator[str]:
     """What the page would stumble over: first what the costs are, then types that only damage can bring."""
     cost = info["config"].get("cost")
     known = ", ".join(COSTS)
-    if cost not in COSTS:
-        yield f"cost must be one of {known}, but is {cost!r}"
-    chosen = info.get("objectives", ["error", cost])
+    if not isinstance(cost, str) or set(cost.split(",")) - set(COSTS):
+        yield f"cost must be one of {known}, or two with a comma, but is {cost!r}"
+    chosen = info.get("objectives", ["error", *cost.split(",")])
     if not isinstance(chosen, list) or chosen[:1] != ["error"] or not chosen[1:] or set(chosen[1:]) - set(COSTS):
         yield f"objectives must be error and some of {known}, but are {chosen!r}"
     limits = info.get("limits", {})

@@ -244,7 +244,7 @@ def hypervolume(*, unit: str, low: float, high: float, band: bool) -> dict[str, 
     def y(field: str = "hypervolume") -> alt.Y:
         return alt.Y(f"{field}:Q", title="share of the box →", axis=alt.Axis(tickCount=5, format=".2~f"), scale=scale)
 
-    x = alt.X("spent:Q", title=f"{unit} spent, shared stages paid once", axis=alt.Axis(tickCount=5, format=",.6~g"))
+    x = alt.X("spent:Q", title=f"{unit} spent →", axis=alt.Axis(tickCount=5, format=",.6~g"))
     steps = alt.Chart(alt.NamedData(name="hypervolume")).encode(x)
     layers: list[Any] = [
         steps.mark_area(interpolate="step-after", fill="var(--stage-3)", opacity=0.22).encode(y("low"), alt.Y2("high"))

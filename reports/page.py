@@ -35,6 +35,7 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any], files: Mapping[str,
         "badges": _badges(results, info),
         "counts": _counts(rows, results, info, limits),
         "failures": results[results["status"] == "failed"].to_dict("records"),
+        "pruned": results[results["status"] == "pruned"].drop_duplicates("recipe_id").to_dict("records"),
         "provenance": provenance(results, info, rows, files, seen),
         "stages_page": "stages.html" in files,
         "best": None,
@@ -136,7 +137,7 @@ def _counts(
     text = f"{count} {TIMES} {_seeds_text([row['seeds'] for row in rows], 'search seed')}" if rows else f"{count}"
     pruned = results.loc[(results["phase"] == "search") & (results["status"] == "pruned"), "recipe_id"].nunique()
     over = sum(not row["feasible"] for row in rows)
-    text += f"; {plural(pruned, 'recipe')} given up early (pruned)" if pruned else ""
+    text += f"; {plural(pruned, 'recipe')} given up or not begun (pruned)" if pruned else ""
     text += f"; {plural(over, 'recipe')} over a limit ({limits_text(limits)})" if over else ""
     confirmed = [row for row in rows if known(row["test_accuracy"])]
     if not confirmed:
@@ -328,8 +329,8 @@ def _growth(
     last = _share(values[-1], ends[0][-1], ends[1][-1])
     band = "band: 95 %, means redrawn. " if ends[0][-1] is not None else "one seed: no band. "
     note = (
-        f"{last} at the end; {band}Fixed box: error {100 * box.error[0]:.3g} to {100 * box.error[1]:.3g} %, log10 of "
-        f"{' to '.join(ends_of_cost)}; reference: its worst corner. "
+        f"{last} at the end; {band}Spent: shared stages once. Box, fixed: error {100 * box.error[0]:.3g} to "
+        f"{100 * box.error[1]:.3g} %, log10 of {' to '.join(ends_of_cost)}; reference: its worst corner. "
         f"Outside: {round(outside * len(points))} of {plural(len(points), 'recipe')} ({100 * outside:.0f} %)."
     )
     return data, figure, note
