@@ -225,6 +225,7 @@ def _rehearse(task: Task, processes: int, *, threads: int) -> list[Rehearsal]:
             if isinstance(told, Exception):
                 raise told
             found.append(told)
+            process.join()
         return found
     finally:
         signal.signal(signal.SIGINT, heard)

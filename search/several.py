@@ -6,7 +6,9 @@ With one pair nothing stands above: its folder is the run's.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -70,6 +72,8 @@ class Search:
         log = [loggers.Loggers(self._first.log, {s.pair: s.config.folder for s in self.sessions}, self._say)]
         with searcher.cluster(self._first.address):
             gpus = searcher.gpus_per_trial(self._first)
+            # what draws the report takes seconds to import: while the first trial prepares, a core has nothing to do
+            threading.Thread(target=importlib.import_module, args=("reports.build",), daemon=True).start()
             if not all(session.met for session in self.sessions):
                 self._console.print("preparing the data and the teacher, before the first trial")
             for session in self.sessions:

@@ -128,7 +128,7 @@ def test_a_pair_that_does_not_fit_the_images_is_refused_before_anything_starts(t
     words = ["pair=[tiny,vgg19_resnet18]", f"out={tmp_path / 'run'}", f"store={tmp_path / 'store'}"]
     pairs = config.parse_pairs(words)
     with several.held(pairs):
-        search = several.Search(pairs, Console(quiet=True))
+        search = several.Search(pairs, Console(quiet=True), "again")
         with pytest.raises(ValueError, match="pair=vgg19_resnet18 needs images of at least 16 x 16"):
             search.check_inputs()
 
