@@ -73,7 +73,9 @@ class Config:
         None, "epochs of all stages together, instead (default in a space that compares systems: three stages' worth)"
     )
     seeds: int = cli.key(3, "seeds per recipe in the search")
-    confirm: int = cli.key(5, "fresh seeds for each member of the front, on the test split; 0: leave that out")
+    confirm: int = cli.key(
+        5, "fresh seeds for each member of the front and for the baseline, on the test split; 0: leave that out"
+    )
     protocol: str = cli.key(
         "honest",
         "of the confirmation: honest, or paper, which also looks at the test split after every epoch and records the "
@@ -271,7 +273,7 @@ class Config:
 
     @property
     def confirm_seeds(self) -> tuple[int, ...]:
-        """Fresh ones, for the members of the front."""
+        """Fresh ones, for the members of the front and the baseline."""
         first = 2 * _SEED_STRIDE * self.seed + _SEED_STRIDE
         return tuple(range(first, first + self.confirm))
 

@@ -14,6 +14,7 @@ from rich.console import Console
 import spaces
 from reports import budget
 from reports.front import COSTS, LIMITS
+from reports.gains import baseline
 from search import box, outputs, plan
 from search.config import Config, cores
 from search.progress import FrontLine, Standing, brief, cost_text
@@ -356,7 +357,7 @@ class Session:
         return None if said is None else said | {"spent_device_seconds": sum(self.stages.values())}
 
     def _to_confirm(self, *, freeze: bool = False) -> list[tuple[Recipe, int]]:
-        """Members of the front, with fresh seeds that they haven't run with.
+        """Members of the front, and the baseline, with fresh seeds that they haven't run with.
 
         freeze: note the front as the one that the test split is opened for. If it was opened for another one before,
         nothing is confirmed, and `refusal` says so, unless reopen_test is set.
@@ -365,10 +366,12 @@ class Session:
             return []
         settled = self.study.settled
         table = outputs.summary(self.config, self._known_bench, settled)
-        members = table.loc[table["front"] | self.config.comparison, "recipe_id"].tolist()
+        chosen = table.loc[table["front"] | self.config.comparison, "recipe_id"].tolist()
+        # what gains are over runs on the same seeds; it wasn't chosen, so that to look at it selects nothing
+        members = list(dict.fromkeys([*chosen, *filter(None, [baseline(table)])])) if chosen else []
         opened = self.study.attributes.get(_OPENED)
-        before = opened["front"] if opened else members
-        new = [settled[member][0] for member in members if member not in before]
+        before = opened["front"] if opened else chosen
+        new = [settled[member][0] for member in chosen if member not in before]
         if opened and new and not self.config.reopen_test:
             self.refusal = (
                 f"the test split was opened on {opened['time']}, and the front has changed since: "

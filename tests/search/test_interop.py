@@ -143,6 +143,7 @@ def test_wandb_has_a_run_for_each_training_offline(tmp_path: Path) -> None:
         assert b"val_accuracy" in content and b"recipe_id" in content and b"loss/ce" in content
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_search_taken_up_again_has_each_training_once(run: Path) -> None:
     """A killed driver leaves logs of trainings that it didn't tell the study of: they run again, and replace those."""
@@ -388,6 +389,7 @@ def test_a_search_heals_a_damaged_student(run: Path) -> None:
 # --- protocol=paper
 
 
+@pytest.mark.slow
 def test_the_papers_protocol_on_a_finished_run(run: Path) -> None:
     honest = table(run)
     assert honest["test_best_accuracy"].isna().all()

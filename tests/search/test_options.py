@@ -39,6 +39,7 @@ def run_json(out: Path) -> Any:
     return json.loads((out / "run.json").read_text())
 
 
+@pytest.mark.slow
 def test_more_trials_go_on_from_a_finished_run(tmp_path: Path, store: Path) -> None:
     out = tmp_path / "run"
     search(out, store, "trials=2", "confirm=1")
@@ -72,6 +73,7 @@ def test_two_costs_and_a_limit(tmp_path: Path, store: Path) -> None:
     assert "1442 parameters" in told
 
 
+@pytest.mark.slow
 def test_knowledge_of_another_run_is_no_result_of_this_one(tmp_path: Path, store: Path) -> None:
     other, out = tmp_path / "other", tmp_path / "run"
     search(other, store)
@@ -85,6 +87,7 @@ def test_knowledge_of_another_run_is_no_result_of_this_one(tmp_path: Path, store
     assert "there is no study.db" in search(out, store, "sampler=tpe", f"warm_start={tmp_path}", code=2)
 
 
+@pytest.mark.slow
 def test_a_recipe_that_is_dominated_gives_up_its_later_stages(tmp_path: Path, store: Path) -> None:
     out = tmp_path / "run"
     # of two equally cheap first stages the worse is dominated by any difference; both stay recipes of their own
