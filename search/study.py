@@ -793,7 +793,8 @@ def _readable(storage: object) -> Iterator[None]:
     path = Path(str(storage).removeprefix("sqlite:///"))
     if str(storage).startswith("sqlite:///") and path.is_file() and path.stat().st_size:
         try:
-            with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
+            # rw: what a killed driver left half-written is rolled back by whoever opens it, which a mere reader may not
+            with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True)) as database:
                 tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         except sqlite3.Error as error:
             raise ValueError(f"{path} is no study, or a damaged one ({error}): {mend}") from None

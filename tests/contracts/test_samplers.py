@@ -189,6 +189,7 @@ class TestNSGA2(Contract):
     name = "nsga2"
 
 
+@pytest.mark.slow
 class TestGP(Contract):
     name, past_random = "gp", 13  # each suggestion takes it a second or two
 

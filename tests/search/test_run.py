@@ -215,6 +215,7 @@ def suggest(trial: Trial, menu: Menu) -> Recipe:
 '''
 
 
+@pytest.mark.slow
 def test_a_new_file_is_a_new_space(done: tuple[Path, Path], tmp_path: Path) -> None:
     for package in ("search", "smskd", "spaces", "reports"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
