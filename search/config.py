@@ -228,6 +228,20 @@ class Config:
         if not 0 < cost_low < cost_high < math.inf:  # its axis is logarithmic
             raise ValueError(f"0 < cost_low < cost_high must hold in box=, but got {cost_low:g}, {cost_high:g}")
 
+    def check_built_in(self) -> bool:
+        """Whether the data come with the packages; then a pair or train_size= that don't fit them is refused.
+
+        Raises:
+            ValueError: one doesn't fit.
+        """
+        built_in = datasets.BUILT_IN.get(self.data)
+        if built_in is None:
+            return False
+        pairs.check_images(self.networks, height=built_in.side, width=built_in.side)
+        if self.train_size is not None:
+            datasets.check_train_size(self.data, self.train_size, classes=built_in.classes, count=built_in.train)
+        return True
+
     def check_resources(self, *, cores: float, gpus: float) -> None:
         """Refuse trials that could never start.
 

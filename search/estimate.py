@@ -18,6 +18,8 @@ from smskd.recipe import Recipe
 _DRAWS = 10
 # What an estimate is taken to be off by at least, either way.
 _LEAST_SPREAD = 0.2
+# A process that has less of its cores shares them with others' work; the rest is files and waiting for them.
+BUSY_SHARE = 0.85
 # Seconds that Ray takes on two idle cores (LOG.md): to start, for a phase's workers, around each trial; and the files.
 RAY_START_S, WORKERS_START_S, TRIAL_S, FILES_S = 4.0, 2.5, 0.1, 2.0
 # Of a run's folder: page and study of an empty search, and what each training adds; measured on default runs.
@@ -108,15 +110,16 @@ class Rehearsal:
     """What a rehearsal found of a pair.
 
     kinds: by kind of stage. teacher: of the teacher's own training. prepare: seconds until a process can begin with its
-    first trial, imports not counted. test: seconds of a look at the test split. steps: of an epoch; timed: of an epoch
-    here. images: in the training split. views: how many an image has. fills: seconds that the teacher takes for one
-    image, where a table keeps the answer, by table. held: how many of the seeds the store has a stage of. teachers:
-    which the store has, by place, or that a file has.
+    first trial, imports not counted. share: of its cores, that the process had while it timed steps. test: seconds of a
+    look at the test split. steps: of an epoch; timed: of an epoch here. images: in the training split. views: how many
+    an image has. fills: seconds that the teacher takes for one image, where a table keeps the answer, by table. held:
+    how many of the seeds the store has a stage of. teachers: which the store has, by place, or that a file has.
     """
 
     kinds: Mapping[Kind, Timing]
     teacher: Timing
     prepare: float
+    share: float
     test: float
     steps: int
     timed: int
@@ -134,6 +137,7 @@ def together(found: Sequence[Rehearsal]) -> Rehearsal:
         kinds={one: merged([each.kinds[one] for each in found]) for one in first.kinds},
         teacher=merged([each.teacher for each in found]),
         prepare=fmean(each.prepare for each in found),
+        share=fmean(each.share for each in found),
         test=fmean(each.test for each in found),
         steps=first.steps,
         timed=first.timed,
@@ -265,9 +269,10 @@ def confirm_cost(work: Work, found: Rehearsal, *, slots: int) -> tuple[int, Cost
 
 
 def confirmable(work: Work, found: Rehearsal) -> list[Recipe]:
-    """The largest front there can be: of recipes that cost the same one at most is on it, but for ties in accuracy.
+    """The largest front there can be, and the baseline, which is confirmed with it.
 
-    Of these the longest counts. Seconds never tie; parameters and latency are the student's and always do.
+    Of recipes that cost the same, one at most is on a front, but for ties in accuracy; the longest counts here. Seconds
+    never tie; parameters and latency are the student's and always do.
     """
     if work.config.comparison or "seconds" in work.config.costs:
         return list(work.finished)
@@ -275,7 +280,10 @@ def confirmable(work: Work, found: Rehearsal) -> list[Recipe]:
     for recipe in sorted(work.finished, key=lambda recipe: len(recipe.stages)):
         flops = sum(found.kinds[one].flops * spent[-1] for (_, spent), one in work.stages(recipe))
         by_cost[f"{flops:.9g}" if "flops" in work.config.costs else ""] = recipe
-    return list(by_cost.values())
+    single = [recipe for recipe in work.finished if len(recipe.stages) == 1]
+    baseline = next((recipe for recipe in single if recipe.notation == "kd"), single[0] if single else None)
+    members = {recipe.id: recipe for recipe in [*by_cost.values(), *([baseline] if baseline else [])]}
+    return sorted(members.values(), key=lambda recipe: len(recipe.stages))
 
 
 def _cost(
@@ -310,7 +318,11 @@ def _cost(
         slots * found.images * found.views * (1 - (1 - 1 / found.views) ** (asked[table] / slots)) * seconds
         for table, seconds in found.fills.items()
     )
-    low, high = min(low, (1 - _LEAST_SPREAD) * mid), max(high, (1 + _LEAST_SPREAD) * mid)
+    # where others keep the cores busy now, the least is what the same steps take without them
+    low, high = (
+        min(low, (1 - _LEAST_SPREAD) * mid * min(1.0, found.share / BUSY_SHARE)),
+        max(high, (1 + _LEAST_SPREAD) * mid),
+    )
     return Cost(
         stage_runs=len(done) - len(there),
         device=Between(low + fills, mid + fills, high + fills),

@@ -108,6 +108,7 @@ def _plan(config: Config) -> Plan:
     """
     from search import estimate
 
+    config.check_built_in()
     gpus = _gpus(config)
     config.check_resources(cores=cores(), gpus=gpus)
     each = (min(1.0, gpus) if config.gpus is None else config.gpus) or 0.0
@@ -236,7 +237,12 @@ def _rehearse(task: Task, processes: int, *, threads: int) -> list[Rehearsal]:
 
 def _run(task: Task, answer: Connection, threads: int, first: bool) -> None:
     """In a process of its own. first: look into the store, too."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # leaves no scratch folder behind
+
+    def end(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(number)  # on the way out the scratch folder is removed
+
+    signal.signal(signal.SIGTERM, end)
     import dataclasses
 
     import torch
@@ -250,6 +256,7 @@ def _run(task: Task, answer: Connection, threads: int, first: bool) -> None:
         answer.send(ValueError(str(error)))
     except Exception as error:
         answer.send(RuntimeError(f"the timed steps failed: {type(error).__name__}: {error}"))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to remove
 
 
 def _console() -> Console:
@@ -317,7 +324,7 @@ def _row(plans: Sequence[Plan], *, ranges: bool) -> tuple[str, ...]:
 def _notes(plan: Plan) -> list[str]:
     """What is to be said of a pair beside its row."""
     from reports.text import TIMES, duration, number, plural
-    from search.estimate import detectable, range_of, spread
+    from search.estimate import BUSY_SHARE, detectable, range_of, spread
 
     config, found = plan.config, plan.found
     kinds, timed = len(found.kinds), min(len(timing.steps) for timing in found.kinds.values()) * found.timed
@@ -325,6 +332,9 @@ def _notes(plan: Plan) -> list[str]:
     lines = [
         f"Estimate: {plural(timed, 'timed step')} or more of each of {plural(kinds, 'kind')} of stage, {side}, now."
     ]
+    if found.share < BUSY_SHARE:
+        busy = f"they had {round(100 * found.share)} % of a core each, so that an idle machine is quicker"
+        lines.append(f"Other work went on while the steps were timed: {busy}.")
     if len(plan.works) > 1:
         drawn = f"Means over {len(plan.works)} random draws of the space, from the lowest to the highest"
         lines.append(f"{drawn}; a sampler that learns may choose longer recipes.")

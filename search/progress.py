@@ -65,7 +65,7 @@ class _Running:
     pair: str
     recipe: Recipe
     seed: int
-    started: float = field(default_factory=time.monotonic)
+    started: float
     place: dict[str, Any] = field(default_factory=dict)
     # when its own training was first heard of, and how many epochs of it had been done
     heard: tuple[float, float] | None = None
@@ -123,7 +123,7 @@ class Progress:
 
     def trial_started(self, trial_id: str, pair: str, recipe: str, seed: int) -> None:
         """A trial has got its device."""
-        self._running[trial_id] = _Running(pair, parse(recipe), seed)
+        self._running[trial_id] = _Running(pair, parse(recipe), seed, time.monotonic())
 
     def trial_reported(self, trial_id: str, place: dict[str, Any]) -> None:
         """A trial says where it is: stage, epoch, epochs, val_accuracy, reused."""
@@ -159,6 +159,8 @@ class Progress:
             if record["test_accuracy"] is not None:
                 accuracy += f", test {100 * record['test_accuracy']:.2f} %"
             reused = f", {shared} of {len(stages)} stages reused" if shared else ""
+            wanted = len(parse(job.recipe).stages)
+            reused += f", given up after stage {len(stages)} of {wanted}" if len(stages) < wanted else ""
             self._console.print(
                 f"[{self._done}/{self._done + self._left}] {name}, seed {job.seed}: {accuracy}{reused}",
                 markup=False,

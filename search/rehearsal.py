@@ -129,9 +129,11 @@ def _timed(
         affordable = int(_BUDGET_S / (step_s * 2 * _EPOCHS * kinds))
         wanted = min(steps, max(wanted, min(_MOST_STEPS, affordable)))
         found: dict[Kind, list[Timing]] = {}
+        wall, computing = time.monotonic(), time.process_time()
         for recipe in task.recipes:
             for one, timing in rehearsed.twice(recipe, wanted).items():
                 found.setdefault(one, []).append(timing)
+        share = (time.process_time() - computing) / (time.monotonic() - wall) / torch.get_num_threads()
         return Rehearsal(
             kinds={one: merged(timings) for one, timings in found.items()},
             teacher=rehearsed.teacher(wanted),
@@ -141,6 +143,7 @@ def _timed(
             views=data.views,
             fills=_fills(rehearsed.bench_teacher, data, batch),
             timed=wanted,
+            share=min(1.0, share) if data.mean.device.type == "cpu" else 1.0,
             prepare=prepare,
             **known,
         )

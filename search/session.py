@@ -19,7 +19,6 @@ from search import box, outputs, plan
 from search.config import Config, cores
 from search.progress import FrontLine, Standing, brief, cost_text
 from search.study import Limits, Record, Study
-from smskd import datasets, pairs
 from smskd.recipe import Recipe, parse
 from smskd.store import Store
 
@@ -92,16 +91,8 @@ class Session:
             ValueError: one of them is missing or doesn't fit the pair, or this machine hasn't the cores or GPUs.
         """
         config, pair = self.config, self.config.networks
-        built_in = datasets.BUILT_IN.get(config.data)
         bounded = config.max_params is not None or config.max_flops is not None
-        # no need for torch, which takes seconds to import
-        if built_in is not None and config.teacher is None and not bounded:
-            pairs.check_images(pair, height=built_in.side, width=built_in.side)
-            if config.train_size is not None:
-                datasets.check_train_size(
-                    config.data, config.train_size, classes=built_in.classes, count=built_in.train
-                )
-        else:
+        if not config.check_built_in() or config.teacher is not None or bounded:  # torch takes seconds to import
             from smskd import models, pipeline, teacher
 
             data = self._data(pipeline)
@@ -322,7 +313,7 @@ class Session:
         box = budget.Box(error=fixed["error"], cost=fixed["cost"])
         return Standing(
             pair=self.pair,
-            recipes=len(settled),
+            recipes=self.counts()[0],
             hypervolume=budget.hypervolume(allowed * [-1, 1] + [1, 0], box) if len(allowed) else None,
             front=[
                 FrontLine(
@@ -338,8 +329,9 @@ class Session:
         )
 
     def counts(self) -> tuple[int, int]:
-        """Recipes that are finished or have failed, and how many there will be."""
-        return len(self.study.settled), max(self.study.limit, len(self.study.settled))
+        """Recipes that are finished or have failed, and how many there will be, beside those that break a limit."""
+        done = len(self.study.settled) - self.study.refused
+        return done, max(self.study.limit, done)
 
     @property
     def stages(self) -> dict[str, float]:

@@ -212,6 +212,11 @@ class Study:
         return self._settled
 
     @property
+    def refused(self) -> int:
+        """How many recipes were not trained, since they break a limit."""
+        return len(self._refused)
+
+    @property
     def attributes(self) -> dict[str, Any]:
         """Notes on the whole study, kept with it."""
         return self._study.user_attrs
