@@ -710,7 +710,7 @@ def _sampler(name: str, seed: int, limit: int) -> optuna.samplers.BaseSampler:
 def _open(
     storage: str | optuna.storages.BaseStorage, identity: Mapping[str, Any], costs: Sequence[str]
 ) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     directions = [StudyDirection.MINIMIZE] * (1 + len(costs))
     with _readable(storage):
         study = optuna.create_study(study_name=_NAME, storage=storage, directions=directions, load_if_exists=True)
@@ -733,7 +733,7 @@ def finished(storage: str, identity: Mapping[str, Any]) -> frozenset[str]:
     Raises:
         ValueError: there is no study, or another one.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     with _readable(storage):
         try:
             study = optuna.load_study(study_name=_NAME, storage=storage)
