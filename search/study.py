@@ -277,16 +277,17 @@ class Study:
     def _next(self) -> Asked | None:
         taken = self._taken()
         room = self.limit - len(taken - self._refused)
-        if room <= 0:
-            return None
         if self.sampler == "exhaustive":
             assert self.points is not None
             for key, (params, recipe) in self.points.items():
                 if key in taken:
                     continue
-                if not self._breaks(recipe):
-                    return self._ask_for(params)
-                self._turn_down(self._ask_for(params).trial, recipe, [], room)
+                if self._breaks(recipe):  # told even after the last one that is run, so that all are listed
+                    self._turn_down(self._ask_for(params).trial, recipe, [], room)
+                else:
+                    return self._ask_for(params) if room > 0 else None
+            return None
+        if room <= 0:
             return None
         for _ in range(_TRIES):
             trial = self._study.ask()

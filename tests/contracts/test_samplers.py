@@ -111,7 +111,8 @@ class Contract:
         assert self.finite_only or orders[0] != orders[2]
 
     def test_it_goes_on_where_a_dead_driver_stood(self, tmp_path: Path) -> None:
-        words = ["trials=14"] if self.finite_only else [*FEW, "trials=14"]
+        count = 14 if self.finite_only else self.some
+        words = [*([] if self.finite_only else FEW), f"trials={count}"]
         study = open_study(tmp_path, self.name, words)
         drain(study, most=3)
         orphan = study.ask()
@@ -122,7 +123,7 @@ class Contract:
         assert {key: recipe for key, (recipe, _) in after.settled.items()} == before
         assert list(after.settled) == list(before)
         drain(after)
-        assert len(after.settled) == 14 and orphan.recipe.id in after.settled
+        assert len(after.settled) == count and orphan.recipe.id in after.settled
         assert "RUNNING" not in {trial.state.name for trial in trials(after)}
 
     @pytest.mark.parametrize("costs", ["flops", "[flops,seconds]"])
@@ -173,6 +174,15 @@ class Contract:
 class TestExhaustive(Contract):
     name, finite_only = "exhaustive", True
 
+    def test_all_that_break_a_limit_are_listed(self) -> None:
+        tight = Limits(bounds={"flops": 2.5e9}, measured=lambda r: {"flops": flops(r)}, foreseen=LIMITS.foreseen)
+        study = open_study(None, self.name, [], limits=tight)
+        drain(study)
+        assert len(study.settled) == 15 and study.complete()
+        few = open_study(None, self.name, ["trials=2"], limits=tight)
+        drain(few)
+        assert [str(recipe) for recipe, _ in few.settled.values()] == ["kd", "fitnets"]
+
 
 class TestTPE(Contract):
     name = "tpe"
@@ -183,7 +193,7 @@ class TestNSGA2(Contract):
 
 
 class TestGP(Contract):
-    name, some = "gp", 12
+    name, some = "gp", 11
 
 
 class TestRandom(Contract):
