@@ -61,6 +61,7 @@ def bound(three: Path) -> float:
     return 1.5 * float(rows(three).query("n_stages == 1")["train_flops"].max())
 
 
+@pytest.mark.slow
 def test_three_objectives_and_more_trials_for_a_finished_run(three: Path) -> None:
     told, table = info(three), rows(three)
     assert told["objectives"] == ["error", "flops", "seconds"] and told["recipes"] == 4
@@ -79,6 +80,7 @@ def test_three_objectives_and_more_trials_for_a_finished_run(three: Path) -> Non
     assert {t.user_attrs["recipe"] for t in study.trials if t.state.name == "COMPLETE"} == set(table["recipe"])
 
 
+@pytest.mark.slow
 def test_every_place_is_taken_once_and_every_stage_paid_once(three: Path) -> None:
     table = pd.read_parquet(three / "results.parquet").sort_values("place")
     assert table["place"].tolist() == list(range(len(table)))
@@ -96,6 +98,7 @@ def test_every_place_is_taken_once_and_every_stage_paid_once(three: Path) -> Non
     assert box["cost"][1] > table["train_flops"].max()
 
 
+@pytest.mark.slow
 def test_what_costs_more_than_the_limit_is_listed_and_not_trained(limited: Path, three: Path) -> None:
     out, most = limited, bound(three)
     table, told = rows(out), info(out)
@@ -119,6 +122,7 @@ def test_what_costs_more_than_the_limit_is_listed_and_not_trained(limited: Path,
     assert "0 stages trained now" in " ".join(well(again).split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
