@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -312,3 +314,26 @@ def test_a_study_that_was_made_halfway_is_made_anew(tmp_path: Path) -> None:
         study_name="smskd", storage=f"sqlite:///{tmp_path / 'study.db'}", directions=["minimize", "minimize"]
     )
     assert len(run(open_study(tmp_path, []))) == 15
+
+
+def test_a_write_that_a_kill_cut_off_is_rolled_back(tmp_path: Path) -> None:
+    first = open_study(tmp_path, [])
+    asked = first.ask()
+    assert asked is not None
+    finish(first, asked)
+    file = tmp_path / "study.db"
+    cut_off = f"""
+import os, signal, sqlite3
+database = sqlite3.connect({str(file)!r}, isolation_level=None)
+database.execute("PRAGMA cache_size = 1")  # pages go to the file before the transaction ends
+database.execute("BEGIN")
+for number in range(200):
+    values = str(number), "1" * 2000
+    database.execute("INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (1, ?, ?)", values)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", cut_off], check=False)
+    assert (tmp_path / "study.db-journal").stat().st_size > 0, "the journal is what rolls back"
+    again = open_study(tmp_path, [])
+    assert again.settled.keys() == first.settled.keys()
+    assert len(drain(again)) > 0
