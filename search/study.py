@@ -282,16 +282,17 @@ class Study:
     def _next(self) -> Asked | None:
         taken = self._taken()
         room = self.limit - len(taken - self._refused)
-        if room <= 0:
-            return None
         if self.sampler == "exhaustive":
             assert self.points is not None
             for key, (params, recipe) in self.points.items():
                 if key in taken:
                     continue
-                if not self._breaks(recipe):
-                    return self._ask_for(params)
-                self._turn_down(self._ask_for(params).trial, recipe, [], room)
+                if self._breaks(recipe):  # told even after the last one that is run, so that all are listed
+                    self._turn_down(self._ask_for(params).trial, recipe, [], room)
+                else:
+                    return self._ask_for(params) if room > 0 else None
+            return None
+        if room <= 0:
             return None
         for _ in range(_TRIES):
             trial = self._study.ask()
@@ -715,7 +716,7 @@ def _sampler(name: str, seed: int, limit: int) -> optuna.samplers.BaseSampler:
 def _open(
     storage: str | optuna.storages.BaseStorage, identity: Mapping[str, Any], costs: Sequence[str]
 ) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     directions = [StudyDirection.MINIMIZE] * (1 + len(costs))
     with _readable(storage):
         study = optuna.create_study(study_name=_NAME, storage=storage, directions=directions, load_if_exists=True)
@@ -738,7 +739,7 @@ def finished(storage: str, identity: Mapping[str, Any]) -> frozenset[str]:
     Raises:
         ValueError: there is no study, or another one.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     with _readable(storage):
         try:
             study = optuna.load_study(study_name=_NAME, storage=storage)

@@ -1,11 +1,9 @@
-"""Settings of a search through the command line, by what they leave in its files. One store, so little is trained."""
+"""Objectives, limits, early stopping, learning from other runs, more trials: through the command line, on digits."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,112 +11,183 @@ import optuna
 import pandas as pd
 import pytest
 
-from smskd import data, pairs, pipeline
-from smskd.recipe import parse
+from search.config import cores
+from search.stopping import dominated_by
+from tests.search.test_run import search
 
-ROOT = Path(__file__).parents[2]
-SMALL = ["methods=[kd,rkd]", "train_size=100", "epochs=1", "seeds=2", "confirm=0", "teacher_epochs=1", "log=[]"]
+
+def rows(out: Path, phase: str = "search") -> pd.DataFrame:
+    table = pd.read_parquet(out / "results.parquet")
+    return table[table["phase"] == phase]
+
+
+def info(out: Path) -> dict[str, Any]:
+    return dict(json.loads((out / "run.json").read_text()))
+
+
+def well(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("options") / "store"
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("options")
 
 
-def search(out: Path, store: Path, *words: str, code: int = 0) -> str:
-    given = {word.partition("=")[0] for word in words}
-    small = [word for word in SMALL if word.partition("=")[0] not in given]
-    command = [sys.executable, "-m", "search.run", *small, f"out={out}", f"store={store}", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+@pytest.fixture(scope="module")
+def three(folder: Path) -> Path:
+    """A run with three objectives, of three recipes at first, and then of all four."""
+    words = ["cost=[flops,seconds]", "sampler=nsga2", "reopen_test=true"]
+    out = folder / "three"
+    well(search(out, folder / "store", *words, "trials=3"))
+    assert rows(out)["recipe_id"].nunique() == 3
+    first = rows(out).set_index(["recipe", "seed"])
+    well(search(out, folder / "store", *words, "trials=4"))
+    second = rows(out).set_index(["recipe", "seed"])
+    pd.testing.assert_frame_equal(second.loc[first.index], first)  # places, too
+    return out
 
 
-def rows(out: Path) -> pd.DataFrame:
-    return pd.read_parquet(out / "results.parquet")
+@pytest.fixture(scope="module")
+def limited(folder: Path, three: Path) -> Path:
+    """A run that recipes of two stages are too costly for."""
+    out = folder / "limited"
+    well(search(out, folder / "store", f"max_flops={bound(three)}"))
+    return out
 
 
-def run_json(out: Path) -> Any:
-    return json.loads((out / "run.json").read_text())
-
-
-@pytest.mark.slow
-def test_more_trials_go_on_from_a_finished_run(tmp_path: Path, store: Path) -> None:
-    out = tmp_path / "run"
-    search(out, store, "trials=2", "confirm=1")
-    first = rows(out)
-    assert first.loc[first["phase"] == "search", "recipe"].nunique() == 2
-    told = search(out, store, "trials=4", "confirm=1", "reopen_test=true")
-    after = rows(out)
-    assert after.loc[after["phase"] == "search", "recipe"].nunique() == 4
-    same = ["recipe_id", "seed", "phase", "val_accuracy", "test_accuracy", "train_flops"]
-    kept = after.merge(first[same], on=["recipe_id", "seed", "phase"], suffixes=("", "_before"))
-    assert len(kept) == len(first) and (kept["val_accuracy"] == kept["val_accuracy_before"]).all()
-    assert "] kd, seed 0" not in told, "what was there is not run again"
-
-
-def test_two_costs_and_a_limit(tmp_path: Path, store: Path) -> None:
-    out = tmp_path / "run"
-    counter = pipeline.Counter(pairs.get("tiny"), data.load("digits", train_size=100))
-    two = min(sum(counter.stages(parse(recipe), [1, 1])) for recipe in ("kd>rkd", "rkd>kd"))
-    search(out, store, "cost=[flops,seconds]", f"max_flops={0.99 * two}")
-    kept = rows(out)
-    assert set(kept.loc[kept["status"] == "complete", "recipe"]) == {"kd", "rkd"}
-    run = run_json(out)
-    assert run["objectives"] == ["error", "flops", "seconds"]
-    assert run["limits"]["flops"] == pytest.approx(0.99 * two)
-    assert set(pd.read_csv(out / "front.csv")["recipe"]) <= {"kd", "rkd"}
-    told = search(tmp_path / "none", store, "max_flops=10", code=2)
-    assert "max_flops=10 can't hold for any recipe" in told
-    told = search(tmp_path / "small", store, "max_params=10", code=2)
-    assert "1442 parameters" in told
+def bound(three: Path) -> float:
+    return 1.5 * float(rows(three).query("n_stages == 1")["train_flops"].max())
 
 
 @pytest.mark.slow
-def test_knowledge_of_another_run_is_no_result_of_this_one(tmp_path: Path, store: Path) -> None:
-    other, out = tmp_path / "other", tmp_path / "run"
-    search(other, store)
-    search(out, store, "sampler=tpe", "trials=2", "seeds=1", f"warm_start={other}")
-    assert rows(out)["recipe"].nunique() == 2 and (rows(out)["seed"] == 0).all()
+def test_three_objectives_and_more_trials_for_a_finished_run(three: Path) -> None:
+    told, table = info(three), rows(three)
+    assert told["objectives"] == ["error", "flops", "seconds"] and told["recipes"] == 4
+    assert table["recipe_id"].nunique() == 4 and (table["status"] == "complete").all()
+    means = table.groupby("recipe_id")[["val_accuracy", "train_flops", "device_seconds"]].mean()
+    points = {name: (1 - row.val_accuracy, row.train_flops, row.device_seconds) for name, row in means.iterrows()}
+    front = {
+        name
+        for name, mine in points.items()
+        if not any(o != mine and all(a <= b for a, b in zip(o, mine, strict=True)) for o in points.values())
+    }
+    assert front == set(told["front"]) == set(pd.read_csv(three / "front.csv")["recipe_id"])
+    assert front <= set(rows(three, "confirm")["recipe_id"])
+    study = optuna.load_study(study_name="smskd", storage=f"sqlite:///{three / 'study.db'}")
+    assert study.metric_names == ["error", "flops", "seconds"]
+    assert {t.user_attrs["recipe"] for t in study.trials if t.state.name == "COMPLETE"} == set(table["recipe"])
+
+
+@pytest.mark.slow
+def test_every_place_is_taken_once_and_every_stage_paid_once(three: Path) -> None:
+    table = pd.read_parquet(three / "results.parquet").sort_values("place")
+    assert table["place"].tolist() == list(range(len(table)))
+    assert table["phase"].tolist() == sorted(table["phase"], reverse=True)
+    for _, group in table.groupby(["recipe_id", "phase"]):
+        assert group["place"].max() - group["place"].min() == len(group) - 1
+    stages = pd.read_csv(three / "stages.csv")
+    # kd and rkd, once a seed; each second stage is another
+    paid = table[table["phase"] == "search"]["spent_flops"].sum()
+    alone = table[(table["phase"] == "search")].groupby("n_stages")["train_flops"].sum()
+    assert paid == pytest.approx(alone[2])
+    assert len(stages) == table["n_stages"].sum()
+    box = info(three)["box"]
+    assert box["cost_name"] == "flops" and box["cost"][0] < table["train_flops"].min()
+    assert box["cost"][1] > table["train_flops"].max()
+
+
+@pytest.mark.slow
+def test_what_costs_more_than_the_limit_is_listed_and_not_trained(limited: Path, three: Path) -> None:
+    out, most = limited, bound(three)
+    table, told = rows(out), info(out)
+    assert told["limits"] == {"params": None, "latency_ms": None, "flops": most}
+    assert set(table.loc[table["status"] == "complete", "recipe"]) == {"kd", "rkd"}
+    left_out = table[table["status"] == "pruned"]
+    assert set(left_out["recipe"]) == {"kd>rkd", "rkd>kd"} and left_out["val_accuracy"].isna().all()
+    assert (left_out[["spent_flops", "spent_seconds"]] == 0).all(axis=None)
+    # what was counted is what training them recorded
+    for recipe, group in left_out.groupby("recipe"):
+        (cost,) = rows(three).loc[rows(three)["recipe"] == recipe, "train_flops"].unique()
+        assert group["error"].str.contains(f"flops {cost:.6g} is more than {most:.6g}", regex=False).all()
+    front = set(told["front"])
+    assert told["winner"] in front and not front & set(left_out["recipe_id"])
+    assert not set(rows(out, "confirm")["recipe_id"]) & set(left_out["recipe_id"])
+    assert told["stage_runs"] == 0  # the other run had trained these
     study = optuna.load_study(study_name="smskd", storage=f"sqlite:///{out / 'study.db'}")
-    learnt = [trial for trial in study.get_trials() if "from" in trial.user_attrs]
-    assert {trial.user_attrs["recipe"] for trial in learnt} == {"kd", "rkd", "kd>rkd", "rkd>kd"}
-    told = search(tmp_path / "else", store, "sampler=tpe", "cost=seconds", f"warm_start={other}", code=2)
-    assert "needs runs of the same pair, data, cost" in told
-    assert "there is no study.db" in search(out, store, "sampler=tpe", f"warm_start={tmp_path}", code=2)
+    for trial in study.trials:
+        assert (trial.constraints["flops"] > 0) == (trial.state.name == "PRUNED")
+    again = search(out, out.parent / "store", f"max_flops={most}")
+    assert "0 stages trained now" in " ".join(well(again).split())
 
 
 @pytest.mark.slow
-def test_a_recipe_that_is_dominated_gives_up_its_later_stages(tmp_path: Path, store: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["max_params=10"], "max_params=10 can't hold for any recipe: the student of pair=tiny has 1442 parameters"),
+        (["max_flops=1e3"], "max_flops=1000 can't hold for any recipe: the cheapest, kd, takes"),
+        (["max_latency_ms=1e-6"], "max_latency_ms=1e-06 can't hold for any recipe: the student takes"),
+        (["warm_start=[nowhere]", "sampler=tpe"], "warm_start=nowhere: there is no study.db"),
+        (["warm_start=.", "sampler=tpe"], "there is no study.db"),
+        (["stop=dominated", "epochs=", "epochs_total=4"], "leave stop= out"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_trained(
+    folder: Path, three: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
     out = tmp_path / "run"
-    # of two equally cheap first stages the worse is dominated by any difference; both stay recipes of their own
-    search(out, store, "methods=[kd,rkd,at]", "max_stages=2", "stop=dominated", "stop_margin=0")
-    found = rows(out)
-    single = found[found["n_stages"] == 1].groupby("recipe").agg({"val_accuracy": "mean", "train_flops": "mean"})
-    assert set(found.loc[found["n_stages"] == 1, "status"]) == {"complete"}
-    pruned = found[found["status"] == "pruned"]
-    for recipe in pruned["recipe"].unique():
-        prefix = single.loc[recipe.partition(">")[0]]
-        better = single[(single["train_flops"] <= prefix["train_flops"])]["val_accuracy"].max()
-        assert better > prefix["val_accuracy"], f"{recipe} was given up, and nothing dominates its first stage"
-    assert len(pruned) and not set(pruned["recipe"]) & set(pd.read_csv(out / "front.csv")["recipe"])
+    before = set((folder / "store" / "entries").glob("*/*"))
+    result = search(out, folder / "store", *words)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert said in result.stderr and len(result.stderr.splitlines()) == 1
+    assert set((folder / "store" / "entries").glob("*/*")) == before
+    assert not (out / "results.parquet").exists()
+
+
+@pytest.mark.slow
+def test_another_runs_recipes_are_known_and_are_no_results(folder: Path, three: Path, limited: Path) -> None:
+    out = folder / "warm"
+    words = ["space=recipe", "max_stages=2", "trials=3", "sampler=tpe", f"warm_start={limited}"]
+    well(search(out, folder / "store", *words))
+    assert rows(out)["recipe_id"].nunique() == 3 and info(out)["recipes"] == 3
+    assert set(pd.read_csv(out / "front.csv")["recipe_id"]) <= set(rows(out)["recipe_id"])
     study = optuna.load_study(study_name="smskd", storage=f"sqlite:///{out / 'study.db'}")
-    states = {t.user_attrs["recipe"]: t.state.name for t in study.get_trials() if "recipe" in t.user_attrs}
-    assert {states[recipe] for recipe in pruned["recipe"]} == {"PRUNED"}
-    assert run_json(out)["stage_runs"] <= 2 * 9, "first stages once, second ones of those that went on"
+    assert study.user_attrs["learnt"] == {str(limited): 2}
+    known = [t for t in study.trials if t.user_attrs.get("from") == str(limited)]
+    assert {t.user_attrs["recipe"] for t in known} == {"kd", "rkd"}
+    result = search(folder / "other", folder / "store", "sampler=tpe", f"warm_start={three}")
+    assert result.returncode == 2 and "has cost=flops,seconds and this run cost=flops" in result.stderr
 
 
-@pytest.mark.parametrize("content", ["garbage", "another database", "half a study"])
-def test_a_study_that_is_none_is_named(tmp_path: Path, store: Path, content: str) -> None:
+@pytest.mark.slow
+def test_what_begins_with_a_dominated_stage_is_given_up(folder: Path) -> None:
+    out = folder / "stopped"
+    # a teacher of one epoch knows nothing: the student does better alone, and for less
+    # one trial at a time, so that `ce` has ended when `kd` is weighed
+    words = ["methods=[ce,kd]", "train_size=500", "epochs=5", "stop=dominated", "stop_margin=2", f"cpus={cores()}"]
+    well(search(out, folder / "store", *words))
+    table = rows(out)
+    means = table[table["n_stages"] == 1].groupby("recipe")[["val_accuracy", "train_flops"]].mean()
+    point = {name: (1 - row.val_accuracy, row.train_flops) for name, row in means.iterrows()}
+    assert dominated_by(point["kd"], {"ce": point["ce"]}, 0.02) == "ce", point
+    assert set(table.loc[table["status"] == "complete", "recipe"]) == {"ce", "kd", "ce>kd"}
+    given_up = table[table["status"] == "pruned"]
+    assert set(given_up["recipe"]) == {"kd>ce"} and len(given_up) == 2
+    assert given_up["error"].str.contains("given up after stage 1 of 2: kd has").all()
+    assert (given_up["spent_flops"] == 0).all()  # its one stage is that of `kd`, which stands before it
+    assert info(out)["stage_runs"] == 6 and not set(info(out)["front"]) & set(given_up["recipe_id"])
+    study = optuna.load_study(study_name="smskd", storage=f"sqlite:///{out / 'study.db'}")
+    assert sorted(t.state.name for t in study.trials) == ["COMPLETE"] * 3 + ["PRUNED"]
+    assert "0 stages trained now" in " ".join(well(search(out, folder / "store", *words)).split())
+
+
+def test_a_study_that_is_none_is_named_and_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
-    if content == "garbage":
-        (out / "study.db").write_bytes(b"no database at all" * 100)
-    else:
-        with sqlite3.connect(out / "study.db") as database:
-            database.execute(
-                "CREATE TABLE " + ("recipes (a INT)" if content == "another database" else "trials (a INT)")
-            )
-    told = search(out, store, code=2)
-    assert "study.db" in told and "use another out=" in told
-    assert "Traceback" not in told
+    (out / "study.db").write_bytes(b"garbage " * 1000)
+    result = search(out, tmp_path / "store")
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert f"{out / 'study.db'} is no study" in result.stderr and "use another out=" in result.stderr
+    assert (out / "study.db").read_bytes() == b"garbage " * 1000
