@@ -258,7 +258,7 @@ def _chosen(results: pd.DataFrame, info: Mapping[str, Any], summary: pd.DataFram
     )
     if allowed < len(summary):
         text += f" {plural(len(summary) - allowed, 'other recipe')} broke a limit of the run."
-    for count, what in ((failed, "failed"), (pruned, "given up early")):
+    for count, what in ((failed, "failed"), (pruned, "given up or not begun")):
         text += f" Trainings {what}: {count}." if count else ""
     spread = pooled_sd(
         values.tolist()
