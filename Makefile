@@ -10,10 +10,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 search: $(VENV)/.run
 	$(BIN)/python -m search.run space=stage_order $(ARGS)
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/.moto
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/.dev
+test-slow: $(VENV)/.dev $(VENV)/.moto
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(VENV)/.dev
@@ -25,6 +25,7 @@ check: $(VENV)/.dev
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements-moto.in -o requirements-moto.txt
 
 clean:
 	rm -rf $(VENV)
@@ -41,3 +42,9 @@ $(VENV)/.run: requirements.txt | $(VENV)/bin/python
 $(VENV)/.dev: requirements-dev.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.txt
 	touch $@ $(VENV)/.run
+
+# a server of S3 for tests, a process of its own: it wants another python-dateutil than pandas does
+$(VENV)/.moto: requirements-moto.txt | $(VENV)/bin/python
+	$(BIN)/python -m venv $(VENV)/moto
+	$(VENV)/moto/bin/python -m pip install --quiet --require-hashes -r requirements-moto.txt
+	touch $@
