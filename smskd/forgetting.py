@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from smskd import methods
 from smskd.data import Data
 from smskd.methods import ce
 from smskd.methods.base import Batch, View
 from smskd.models import Output
 from smskd.stage import Term
 
-# Outputs of a teacher on all validation images are kept up to this size, and computed anew beyond it.
+# Outputs of teachers on validation images are kept up to this size, and computed anew beyond it.
 _KEPT_BYTES = 2**28
 
 
@@ -34,29 +35,41 @@ class Kept:
 
 
 class Validation:
-    """A data set's validation images in batches, and what teachers say of them; asked for anew or kept, by size."""
+    """A data set's validation images in batches, and what teachers say of them: kept, or asked for anew, by size."""
 
     def __init__(self, data: Data, batch_size: int) -> None:
         self._data, self._batch_size = data, batch_size
-        self._answers: dict[int, list[Output]] = {}
+        self._answers: dict[tuple[int, int], tuple[frozenset[str], View]] = {}
+        self._bytes = 0
 
-    def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """Normalised images and labels."""
-        return [
-            (self._data.normalised(images), labels)
-            for images, labels in self._data.validation.batches(self._batch_size)
-        ]
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images and labels; all of them at once could take more than there is."""
+        for images, labels in self._data.validation.batches(self._batch_size):
+            yield self._data.normalised(images), labels
 
-    def of_teacher(self, place: int, network: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> list[Output]:
-        """A teacher's outputs, batch by batch; teachers are told apart by their place."""
-        if place in self._answers:
-            return self._answers[place]
+    def of_teacher(self, place: int, network: nn.Module, number: int, images: Tensor, reads: frozenset[str]) -> View:
+        """A teacher's outputs for the batch of this number, those that `reads` names (as in smskd.methods).
+
+        Teachers are told apart by their place. Feature maps of a whole validation split can take gigabytes, so what
+        isn't read isn't kept, and nothing beyond a bound.
+        """
+        held, view = self._answers.get((place, number), (frozenset(), None))
+        if view is not None and reads <= held:
+            return view
         with torch.no_grad():
-            answers: list[Output] = [network(images) for images, _ in batches]
-        sizes = [t.numel() * t.element_size() for a in answers for t in (a.logits, a.embedding, *a.features)]
-        if sum(sizes) <= _KEPT_BYTES:
-            self._answers[place] = answers
-        return answers
+            output: Output = network(images)
+        hint: int = network.hint_index  # type: ignore[assignment]
+        if "features" not in reads:
+            none = images.new_empty(0)
+            maps = [none] * hint + [output.features[hint]] if "hint" in reads else [none] * (hint + 1)
+            output = Output(logits=output.logits, embedding=output.embedding, features=tuple(maps))
+        answer = View(output, hint)
+        size = _size(answer) - (0 if view is None else _size(view))
+        if self._bytes + size <= _KEPT_BYTES:
+            self._bytes += size
+            whole = {"logits", "embedding"} | ({"hint"} if "features" in reads else set())
+            self._answers[place, number] = reads | whole, answer
+        return answer
 
 
 class Lineage:
@@ -79,9 +92,11 @@ class Lineage:
             teachers: by place, the first (0) and those that any stage so far listens to.
         """
         self._stages.append((ce_weight, terms))
-        batches = self._validation.batches()
-        answers = {place: self._validation.of_teacher(place, network, batches) for place, network in teachers.items()}
-        hints = {place: network.hint_index for place, network in teachers.items()}
+        reads = {place: frozenset({"logits"}) for place in teachers}
+        for _, earlier in self._stages:
+            for term in earlier:
+                for place in term.teachers:
+                    reads[place] |= methods.load(term.name).READS
         training = student.training
         student.eval()
         modes = [(term.method, term.method.training) for _, terms in self._stages for term in terms]
@@ -90,9 +105,12 @@ class Lineage:
         totals = [0.0] * len(self._stages)
         chosen, taught = [], []
         with torch.no_grad():
-            for number, (images, labels) in enumerate(batches):
+            for number, (images, labels) in enumerate(self._validation.batches()):
                 mine = View(student(images), student.hint_index)  # type: ignore[arg-type]
-                said = {place: View(outputs[number], hints[place]) for place, outputs in answers.items()}  # type: ignore[arg-type]
+                said = {
+                    place: self._validation.of_teacher(place, network, number, images, reads[place])
+                    for place, network in teachers.items()
+                }
                 known = Batch(labels, labels[:0])
                 for place, (weight, terms) in enumerate(self._stages):
                     loss = weight * ce.cross_entropy(mine.output.logits, labels)
@@ -111,6 +129,11 @@ class Lineage:
             agreement_previous=None if before is None else _share(classes == before),
             stage_losses=tuple(total / len(classes) for total in totals),
         )
+
+
+def _size(view: View) -> int:
+    output = view.output
+    return sum(t.numel() * t.element_size() for t in (output.logits, output.embedding, *output.features))
 
 
 def _share(same: Tensor) -> float:

@@ -103,3 +103,58 @@ def test_a_teacher_agrees_with_itself(bench: Bench) -> None:
     lineage = Lineage(Validation(bench.data, 50))
     kept = lineage.add(bench.teacher.network, ce_weight=1, terms=[], teachers={0: bench.teacher.network})
     assert kept.agreement_teacher == 1
+
+
+class Counting(nn.Module):
+    """A network that counts its batches."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.hint_index, self.calls = network, network.hint_index, 0
+
+    def forward(self, images: torch.Tensor) -> object:
+        self.calls += 1
+        return self.network(images)
+
+
+def looked_at(bench: Bench, notation: str, teacher: nn.Module, validation: Validation) -> object:
+    student = fresh()
+    stage = recipe.parse(notation).stages[0]
+    views = [training.probe(bench.teacher.network, bench.data)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        terms = training.build_terms(stage, training.probe(student, bench.data), views, {}, bench.data.train.labels)
+    return Lineage(validation).add(student, ce_weight=1, terms=terms, teachers={0: teacher})
+
+
+def kept_floats(validation: Validation) -> int:
+    views = [view for _, view in validation._answers.values()]
+    return sum(t.numel() for v in views for t in (v.output.logits, v.output.embedding, *v.output.features))
+
+
+def test_a_teacher_is_asked_once_for_what_is_read_and_no_map_is_kept_that_is_not(bench: Bench) -> None:
+    teacher, validation = Counting(bench.teacher.network), Validation(bench.data, 50)
+    batches = len(list(validation.batches()))
+    for notation in ("kd", "rkd", "kd"):
+        looked_at(bench, notation, teacher, validation)
+    assert teacher.calls == batches
+    assert kept_floats(validation) == len(bench.data.validation) * (10 + 64)
+    looked_at(bench, "fitnets", teacher, validation)
+    assert teacher.calls == 2 * batches
+    looked_at(bench, "kd", teacher, validation)
+    assert teacher.calls == 2 * batches
+    hint = 64 * 4 * 4
+    assert kept_floats(validation) == len(bench.data.validation) * (10 + 64 + hint)
+
+
+@pytest.mark.parametrize("notation", ["fitnets", "at", "kd"])
+def test_beyond_the_bound_a_teacher_is_asked_again_and_says_the_same(
+    bench: Bench, notation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = looked_at(bench, notation, bench.teacher.network, Validation(bench.data, 50))
+    monkeypatch.setattr("smskd.forgetting._KEPT_BYTES", 50 * 4 * (10 + 64) + 1)
+    teacher, validation = Counting(bench.teacher.network), Validation(bench.data, 50)
+    batches = len(list(validation.batches()))
+    found = [looked_at(bench, notation, teacher, validation) for _ in range(2)]
+    assert found == [kept, kept]
+    assert teacher.calls == (2 * batches - 1 if notation == "kd" else 2 * batches)
