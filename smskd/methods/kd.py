@@ -42,7 +42,7 @@ def divergence(student_logits: Tensor, target_logits: Tensor, temperature: float
     if not temperature > 0:
         raise ValueError(f"temperature > 0 must hold, but got {temperature}")
     student, target = (x if x.dtype == torch.float64 else x.float() for x in (student_logits, target_logits.detach()))
-    return cast(Tensor, _Divergence.apply(student, target, temperature)[0])
+    return cast(Tensor, _Divergence.apply(student, target, temperature))
 
 
 class _Divergence(torch.autograd.Function):
@@ -52,23 +52,17 @@ class _Divergence(torch.autograd.Function):
     through log_softmax, leaves rounding there, which an anchored student would follow. And it is three operations.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(student: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, student: Tensor, target: Tensor, temperature: float) -> Tensor:
         log_student = F.log_softmax(student / temperature, dim=1)
         log_target = F.log_softmax(target / temperature, dim=1)
         likely = log_target.exp()
         divergence = (likely * (log_target - log_student)).sum(dim=1) * temperature**2
-        return divergence, (log_student.exp() - likely) * temperature
+        ctx.save_for_backward((log_student.exp() - likely) * temperature)
+        return divergence
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return grad[:, None] * slope, None, None
 
