@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: search test test-slow check lock clean
+.PHONY: search test test-slow test-faults check lock clean
 
 search: $(VENV)/.run
 	$(BIN)/python -m search.run space=stage_order $(ARGS)
@@ -14,7 +14,11 @@ test: $(VENV)/.dev $(VENV)/.moto
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.dev $(VENV)/.moto
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not faults" $(ARGS)
+
+# injects every fault of FAULTS.md, and writes it
+test-faults: $(VENV)/.dev $(VENV)/.moto
+	FAULTS_MD=FAULTS.md $(BIN)/python -m pytest tests/faults -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -434,7 +434,8 @@ def cluster(address: str | None) -> Iterator[None]:
     if address is None:  # workers inherit this process's environment, which is quicker than Ray's runtime_env
         os.environ.update(variables, PYTHONPATH=os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]))
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
-        ray.init(num_cpus=cores(), include_dashboard=False, object_store_memory=2**28, **options)
+        # a cluster of somebody else's on this machine, or RAY_ADDRESS, is not for a search without address=
+        ray.init(address="local", num_cpus=cores(), include_dashboard=False, object_store_memory=2**28, **options)
     else:
         left_out = ["runs", ".venv", ".git"]
         environment = {"env_vars": variables, "working_dir": root, "excludes": left_out}

@@ -18,26 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from smskd import models
-
-ROOT = Path(__file__).parents[2]
-SMALL = ["methods=[kd,rkd]", "train_size=100", "epochs=1", "seeds=2", "confirm=1", "teacher_epochs=1"]
-SAME = ["recipe", "recipe_id", "seed", "phase", "status", "val_accuracy", "test_accuracy", "train_flops", "n_stages"]
-
-
-def command(out: Path, store: Path, *more: str) -> list[str]:
-    """The small search, with some of its words replaced; `key=` alone leaves one out."""
-    replaced = {word.partition("=")[0] for word in more}
-    kept = [word for word in SMALL if word.partition("=")[0] not in replaced]
-    given = [word for word in more if not word.endswith("=")]
-    return [sys.executable, "-m", "search.run", *kept, f"out={out}", f"store={store}", *given]
-
-
-def search(out: Path, store: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(out, store, *more), cwd=ROOT, capture_output=True, text=True, timeout=240)
-
-
-def table(out: Path) -> pd.DataFrame:
-    return pd.read_parquet(out / "results.parquet")[SAME]
+from tests.runs import ROOT, command, finished, marked, search, start, table, wait_for_stages
 
 
 @pytest.fixture(scope="module")
@@ -97,23 +78,18 @@ def test_best_recipe_trains_alone_from_the_store(done: tuple[Path, Path], tmp_pa
 
 def test_killed_driver_goes_on_and_ends_with_the_same_table(done: tuple[Path, Path], tmp_path: Path) -> None:
     out, store = tmp_path / "run", tmp_path / "store"
-    victim = subprocess.Popen(
-        command(out, store), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while len(list(store.glob("entries/*/*"))) < 4 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    finished = {path.name: (path / "manifest.json").stat().st_mtime_ns for path in store.glob("entries/*/*")}
-    assert len(finished) >= 4
+    victim = start(out, store)
+    wait_for_stages(store, 4, victim)
+    victim.kill()
+    victim.communicate()
+    before = finished(store)
+    assert len(before) >= 4
     result = search(out, store)
     assert result.returncode == 0, result.stdout + result.stderr
     pd.testing.assert_frame_equal(table(out), table(done[0]))
-    for name, written in finished.items():
-        assert (store / "entries" / name[:2] / name / "manifest.json").stat().st_mtime_ns == written
+    assert before.items() <= finished(store).items()
     # the teacher is one of the entries; the killed driver's workers may have finished one more stage each
-    assert json.loads((out / "run.json").read_text())["stage_runs"] <= 8 - (len(finished) - 1)
+    assert json.loads((out / "run.json").read_text())["stage_runs"] <= 8 - (len(before) - 1)
 
 
 def exploding_teacher(path: Path) -> Path:
@@ -149,15 +125,9 @@ def test_nothing_finished(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_search_keeps_what_it_has_and_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     out, store = tmp_path / "run", tmp_path / "store"
-    mark = f"SMSKD_TEST_MARK={tmp_path.name}-{os.getpid()}"
-    name, _, value = mark.partition("=")
-    running = subprocess.Popen(
-        command(out, store), cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
-        env=os.environ | {name: value},
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while len(list(store.glob("entries/*/*"))) < 4 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    mark = f"{tmp_path.name}-{os.getpid()}"
+    running = start(out, store, mark=mark)
+    wait_for_stages(store, 4, running)
     running.send_signal(number)
     told, _ = running.communicate(timeout=60)
     assert running.returncode == 130
@@ -166,21 +136,9 @@ def test_an_interrupted_search_keeps_what_it_has_and_leaves_no_process(tmp_path:
     deadline = time.monotonic() + 20
     while (left := marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert left == []
+    assert left == {}
     assert (out / "results.parquet").is_file() and (out / "report.html").is_file()
     assert len(list(store.glob("entries/*/*"))) >= 4
-
-
-def marked(mark: str) -> list[str]:
-    """Command lines of processes that have this in their environment."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue
-    return found
 
 
 @pytest.mark.slow

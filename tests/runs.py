@@ -1,0 +1,82 @@
+"""Whole searches in tests, small ones: their command, what they leave, and which processes are theirs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["methods=[kd,rkd]", "train_size=100", "epochs=1", "seeds=2", "confirm=1", "teacher_epochs=1"]
+SAME = ["recipe", "recipe_id", "seed", "phase", "status", "val_accuracy", "test_accuracy", "train_flops", "n_stages"]
+_MARK = "SMSKD_TEST_MARK"
+
+
+def command(out: Path | str, store: Path | str, *more: str) -> list[str]:
+    """The small search, with some of its words replaced; `key=` alone leaves one out."""
+    replaced = {word.partition("=")[0] for word in more}
+    kept = [word for word in SMALL if word.partition("=")[0] not in replaced]
+    given = [word for word in more if not word.endswith("=")]
+    return [sys.executable, "-m", "search.run", *kept, f"out={out}", f"store={store}", *given]
+
+
+def environment(mark: str | None = None, **more: str) -> dict[str, str]:
+    """Without address= a search is of this machine alone, whatever cluster there is beside it."""
+    return os.environ | {"RAY_ADDRESS": "127.0.0.1:1"} | ({_MARK: mark} if mark else {}) | more
+
+
+def search(
+    out: Path | str, store: Path | str, *more: str, mark: str | None = None, timeout: float = 240, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the small search to its end."""
+    return subprocess.run(
+        command(out, store, *more), cwd=ROOT, env=environment(mark, **variables), capture_output=True, text=True,
+        timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def start(
+    out: Path | str, store: Path | str, *more: str, mark: str | None = None, **variables: str
+) -> subprocess.Popen[str]:
+    """Start the small search in a session of its own, with stdout and stderr to be read together."""
+    return subprocess.Popen(
+        command(out, store, *more), cwd=ROOT, env=environment(mark, **variables), stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def table(out: Path) -> pd.DataFrame:
+    """The columns of a run's results that an uninterrupted run would have as well."""
+    return pd.read_parquet(out / "results.parquet")[SAME]
+
+
+def finished(store: Path) -> dict[str, int]:
+    """Finished stages of a store, the teacher among them: key -> when its manifest was written, in nanoseconds."""
+    found = {}
+    for path in store.glob("entries/*/*/manifest.json"):
+        found[path.parent.name] = path.stat().st_mtime_ns
+    return found
+
+
+def wait_for_stages(store: Path, count: int, running: subprocess.Popen[str], timeout: float = 120) -> None:
+    """Wait until a store has so many entries, or the search has ended."""
+    deadline = time.monotonic() + timeout
+    while len(finished(store)) < count and running.poll() is None:
+        assert time.monotonic() < deadline, f"{len(finished(store))} of {count} stages after {timeout} s"
+        time.sleep(0.02)
+
+
+def marked(mark: str) -> dict[int, str]:
+    """Processes that have this mark in their environment: pid -> command line. Ray's are among them."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{_MARK}={mark}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+    return found
