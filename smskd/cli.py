@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import omegaconf
+import yaml
 from omegaconf import OmegaConf
 
 from smskd import names
 
 T = TypeVar("T")
-_FILE_BYTES = 64 * 1024
+# Of a file, or of a word: no setting comes near.
+_BYTES, _DEPTH = 64 * 1024, 8
+# The one that OmegaConf takes: what is checked is what is read.
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def key(default: Any, help: str) -> Any:
@@ -26,7 +30,8 @@ def parse(schema: type[T], argv: Sequence[str], *, base: Mapping[str, Any] | Non
     """An instance of a dataclass from words such as `seeds=5`; `base` holds values that the words may override.
 
     Raises:
-        ValueError: a bare word, an unknown key, a key given twice, or a value of the wrong type.
+        ValueError: a bare word, an unknown key, a key given twice, a value of the wrong type, or one that isn't plain:
+            with an alias, nested deeply, or `${...}`, which OmegaConf would replace by what it names.
     """
     keys = [field.name for field in dataclasses.fields(cast(Any, schema))]
     given: set[str] = set()
@@ -41,6 +46,8 @@ def parse(schema: type[T], argv: Sequence[str], *, base: Mapping[str, Any] | Non
             raise ValueError(f"{key}= is given twice")
         if value == "":
             raise ValueError(f"{key}= needs a value")
+        if (wrong := _not_plain(value)) is not None:
+            raise ValueError(f"{key}= {wrong}")
         given.add(key)
     config = OmegaConf.structured(schema)
     try:
@@ -48,38 +55,40 @@ def parse(schema: type[T], argv: Sequence[str], *, base: Mapping[str, Any] | Non
             names.check("key", key, keys)
             config = OmegaConf.merge(config, {key: value})
         for word in argv:
-            key = word.partition("=")[0]
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([word]))
+            key, _, value = word.partition("=")
+            config = OmegaConf.merge(config, _loaded(word))
         return cast(T, OmegaConf.to_object(config))
-    except (omegaconf.errors.OmegaConfBaseException, TypeError):
-        pass
-    except Exception as error:  # PyYAML's errors, of values such as [kd
-        if type(error).__module__.split(".")[0] != "yaml":
-            raise
-    wanted = {f.name: f.type for f in dataclasses.fields(cast(Any, schema))}[key]
-    raise ValueError(f"{key} must be {_readable(str(wanted))}, but got {value!r}")
+    except (omegaconf.errors.OmegaConfBaseException, TypeError, yaml.YAMLError):  # YAML's, of values such as [kd
+        wanted = {f.name: f.type for f in dataclasses.fields(cast(Any, schema))}[key]
+        raise ValueError(f"{key} must be {_readable(str(wanted))}, but got {value!r}") from None
+
+
+def _loaded(word: str) -> omegaconf.DictConfig:
+    try:
+        return OmegaConf.from_dotlist([word])
+    except ValueError:  # a number of thousands of digits, or a text that isn't Unicode
+        raise TypeError from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a small, flat YAML file such as best.yaml.
 
     Raises:
-        ValueError: no such file, too large, no YAML, or not flat.
+        ValueError: no such file, too large, no YAML, not flat, or its values aren't plain, as in parse().
     """
-    import yaml  # here, since only `recipe=file.yaml` needs it
-
     try:
         with path.open("rb") as file:
-            text = file.read(_FILE_BYTES + 1)
+            content = file.read(_BYTES + 1)
+        text = content.decode()
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
-    if len(text) > _FILE_BYTES or b"&" in text or b"*" in text:
-        raise ValueError(
-            f"{path} must be a flat YAML file of less than {_FILE_BYTES} bytes, without anchors and aliases"
-        )
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} must be text in UTF-8, such as best.yaml is") from None
+    if (wrong := _not_plain(text)) is not None:
+        raise ValueError(f"{path} {wrong}")
     loaded: Any = None
-    with contextlib.suppress(yaml.YAMLError, RecursionError, UnicodeDecodeError):
-        loaded = yaml.safe_load(text)
+    with contextlib.suppress(yaml.YAMLError, ValueError):  # a date or a number that is none
+        loaded = yaml.load(text, Loader=_LOADER)
     flat = isinstance(loaded, dict) and all(
         isinstance(key, str) and (value is None or isinstance(value, str | int | float))
         for key, value in loaded.items()
@@ -87,6 +96,28 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not flat:
         raise ValueError(f"{path} must hold flat `key: value` lines in YAML, such as best.yaml has")
     return {key: value for key, value in loaded.items() if value is not None}
+
+
+def _not_plain(text: str) -> str | None:
+    """What is wrong with YAML that must be plain, seen before anything is made of it; None: nothing, or it is no YAML.
+
+    Values are looked at as YAML reads them, after its escapes.
+    """
+    if len(text) > _BYTES:
+        return f"must be shorter than {_BYTES} characters, but has {len(text)}"
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=_LOADER):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEPTH:
+                return f"must be nested at most {_DEPTH} deep: give a plain value, or a flat list"
+            if isinstance(event, yaml.AliasEvent):
+                return "must have no YAML aliases (*name): write the value itself"
+            if isinstance(event, yaml.ScalarEvent) and ("${" in event.value or event.value == "???"):
+                return f"is taken as it stands, so that {event.value[:40]!r} can't be: write the value itself"
+    except (yaml.YAMLError, UnicodeError):
+        return None  # whoever reads it says so
+    return None
 
 
 def describe(schema: type) -> list[str]:

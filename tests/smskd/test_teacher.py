@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -99,3 +104,44 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_not_a_mapping(tmp_path: Path) -> None:
     torch.save(torch.zeros(3), tmp_path / "t.pt")
     _refused(tmp_path / "t.pt", "must hold tensors by name")
+
+
+def test_a_header_that_says_more_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    path.write_bytes((2**40).to_bytes(8, "little") + b"{}")
+    _refused(path, "a header of at most 4194304 bytes is expected, but it says 1099511627776")
+
+
+def test_tensors_of_another_network_are_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.safetensors"
+    safetensors.torch.save_file({"0.weight": torch.zeros(3, 4), "more": torch.zeros(1000, 1000)}, path)
+    opened = safetensors.safe_open
+
+    @contextlib.contextmanager
+    def names_and_shapes_alone(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        with opened(*args, **kwargs) as file:
+            yield SimpleNamespace(keys=file.keys, get_slice=file.get_slice)
+
+    monkeypatch.setattr(safetensors, "safe_open", names_and_shapes_alone)
+    _refused(path, r"wrong names; missing 6 .* unknown 1 \(more\)")
+
+
+def test_a_checkpoint_that_unpacks_to_more_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("t/data.pkl", bytes(2**25))
+    assert path.stat().st_size < 2**16
+    monkeypatch.setattr(torch, "load", None)
+    _refused(path, "a checkpoint of this network of at most 1677[0-9]+ bytes is expected, but it has 33554432")
+    path.write_bytes(b"PK\x03\x04" + bytes(100))
+    _refused(path, "neither safetensors nor a weights-only checkpoint")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.zeros(3, dtype=torch.complex64), torch.zeros(3, dtype=torch.int64)],
+    ids=["complex", "whole"],
+)
+def test_other_kinds_of_tensors(tmp_path: Path, value: Tensor) -> None:
+    torch.save(_network().state_dict() | {"0.bias": value}, tmp_path / "t.pt")
+    _refused(tmp_path / "t.pt", r"0\.bias isn't a plain tensor")

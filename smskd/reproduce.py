@@ -1,0 +1,219 @@
+"""`python -m smskd.reproduce run=FOLDER`: trains some of a run's recipes anew, and compares every stage bit for bit.
+
+Nothing is taken from the run's store, the teacher neither, unless it is a file. Nothing is written to the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smskd import cli
+from smskd.recipe import Recipe, make
+from smskd.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SAME, BAD_INPUT, EXPLAINED, DIFFERENT, INTERRUPTED = 0, 2, 3, 4, 130
+_NETWORKS = ("pair", "teacher_model", "student_model", "teacher", "precision", "compile", "data", "data_dir")
+_COUNTS = ("train_size", "image_size", "teacher_epochs", "epochs", "epochs_total")
+_SETTINGS = ("anchor", "weighting", "lambda_base", "teachers")
+_COLUMNS = ("recipe", "recipe_id", "seed", "phase", "status", *_SETTINGS)
+# What may differ between a stage and the same stage trained elsewhere: its key says so.
+_CIRCUMSTANCES, _BEFORE = ("environment", "code", "data"), ("parent", "teachers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What `python -m smskd.reproduce` is asked for."""
+
+    run: str = cli.key("", "folder of the run; of a search of several pairs, the folder of one")
+    sample: int = cli.key(3, "how many of its trainings are done anew, with all their stages, and the teacher")
+    seed: int = cli.key(0, "of the choice")
+    store: str | None = cli.key(None, "folder of finished stages to compare with (default: the run's)")
+
+    def __post_init__(self) -> None:
+        if not Path(self.run).is_dir() or not self.run:
+            raise ValueError(f"run={self.run}: there is no such folder; give the folder that a search wrote to")
+        if self.sample < 1:
+            raise ValueError(f"sample >= 1 must hold, but got sample={self.sample}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What came of one stage. difference: in words, or None. explained: by its key, or by stages before it."""
+
+    stage: str
+    difference: str | None
+    explained: bool = True
+
+
+def reproduce(config: Config) -> list[Verdict]:
+    """Train a sample of the run's recipes in an empty store, and compare each stage with the run's store.
+
+    Raises:
+        ValueError: the folder is no run of one pair, its files are damaged, or its data or teacher can't be had.
+    """
+    info, table = _read(Path(config.run))
+    settings = info["config"]
+    place = Path(config.store or settings.get("store") or "")
+    if not (place / "entries").is_dir():
+        raise ValueError(f"store={place} is no store of finished stages: give that of the run with store=")
+    drawn = random.Random(config.seed).sample(range(len(table)), min(config.sample, len(table)))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    from smskd import pipeline
+
+    environment = info["environment"]
+    torch.set_num_threads(int(environment.get("threads", 1)))
+    device = "cuda" if "cuda" in environment and torch.cuda.is_available() else "cpu"
+    wanted = {key: settings.get(key) for key in (*_NETWORKS, *_COUNTS)}
+    with tempfile.TemporaryDirectory(prefix="smskd-") as empty:
+        for number, at in enumerate(sorted(drawn), 1):
+            row = table.iloc[at]
+            recipe = _recipe(row)
+            _say(f"training {number} of {len(drawn)}: {recipe}, seed {row['seed']}")
+            looks = row["phase"] == "confirm" and settings.get("protocol") == "paper"
+            pipeline.run(recipe, seed=int(row["seed"]), device=device, store=empty, test_each_epoch=looks, **wanted)
+        cold = Store(Path(empty))
+        return _compared(cold, Store(place), Path(config.run).absolute())
+
+
+def _compared(cold: Store, store: Store, run: Path) -> list[Verdict]:
+    trained = sorted((_manifest(cold, entry.key) for entry in cold.entries()), key=lambda told: told["written"])
+    verdicts, kept = [], None
+    for ours in trained:
+        theirs = store.verified(ours["key"])
+        if theirs is not None:
+            verdicts.append(_verdict(ours, theirs[0], {}))
+            continue
+        if kept is None:  # of this run, where the store knows it by its folder
+            entries = store.entries()
+            keys = [entry.key for entry in entries if str(run) in entry.needed_by] or [entry.key for entry in entries]
+            kept = [found[0] for key in keys if (found := store.verified(key)) is not None]
+        alike = [(len(parts), told) for told in kept if (parts := _parts(ours, told)) is not None]
+        if alike:
+            told = min(alike, key=lambda pair: (pair[0], pair[1]["key"]))[1]
+            verdicts.append(_verdict(ours, told, _parts(ours, told) or {}))
+        else:
+            verdicts.append(Verdict(stage=_name(ours), difference="the store doesn't have it", explained=False))
+    return verdicts
+
+
+def _parts(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, str] | None:
+    """What differs in the keys of one stage, in words; None if it isn't the same stage."""
+    now, then = ours["identity"], theirs["identity"]
+    differ = {name for name in {*now, *then} if now.get(name) != then.get(name)}
+    if differ - {*_CIRCUMSTANCES, *_BEFORE} or (now["parent"] is None) != (then["parent"] is None):
+        return None
+    words = {"code": "the code of the training", "data": "the data"}
+    told = {name: "the stages before it, or the teacher" for name in _BEFORE}
+    found = {name: (words | told)[name] for name in differ - {"environment"}}
+    old, new = (side["environment"] if "environment" in differ else {} for side in (then, now))
+    return found | {
+        name: f"{name} was {old.get(name)}, is {new.get(name)}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    }
+
+
+def _verdict(ours: Mapping[str, Any], theirs: Mapping[str, Any], parts: Mapping[str, str]) -> Verdict:
+    differ = [name for name in ("weights", "methods") if ours[name] != theirs[name]]
+    now, then = ({k: v for k, v in told["facts"].items() if k != "device_seconds"} for told in (ours, theirs))
+    differ += [name for name in sorted({*now, *then}) if now.get(name) != then.get(name)]
+    if not differ:
+        return Verdict(stage=_name(ours), difference=None)
+    why = "; ".join(sorted(set(parts.values()))) or "nothing in its key says why"
+    return Verdict(stage=_name(ours), difference=f"{', '.join(differ)} ({why})", explained=bool(parts))
+
+
+def _manifest(store: Store, key: str) -> dict[str, Any]:
+    verified = store.verified(key)
+    assert verified is not None, "it was written a moment ago"
+    return verified[0]
+
+
+def _name(told: Mapping[str, Any]) -> str:
+    identity = told["identity"]
+    return f"{identity['network']} {'+'.join(identity['methods']) or 'ce'} ({told['key'][:12]})"
+
+
+def _read(run: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    """run.json, and the finished trainings of results.parquet."""
+    import pandas as pd
+
+    path = run / "run.json"
+    try:
+        info = json.loads(path.read_bytes())
+        settings, environment = info["config"], info["environment"]
+        if isinstance(settings["pair"], list):
+            raise ValueError(f"{run} holds a search of several pairs: give the folder of one, such as {run}/PAIR")
+        texts = all(isinstance(settings.get(key), str | None) for key in (*_NETWORKS, "store", "protocol"))
+        counts = all(isinstance(settings.get(key), int | None) for key in _COUNTS)
+        if not (texts and counts and isinstance(environment, dict) and isinstance(environment.get("threads", 1), int)):
+            raise TypeError("a setting is of the wrong type")
+    except (OSError, KeyError, TypeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} can't be read as a run's ({type(error).__name__}: {error})") from None
+    path = run / "results.parquet"
+    try:
+        table = pd.read_parquet(path, columns=list(_COLUMNS))
+    except Exception as error:  # a damaged file raises nearly anything
+        raise ValueError(f"{path} can't be read as a run's table ({type(error).__name__}: {error})") from None
+    table = table[table["status"] == "complete"].reset_index(drop=True)
+    if table.empty:
+        raise ValueError(f"{run} has finished no training yet: let the search go on")
+    return info, table
+
+
+def _recipe(row: pd.Series[Any]) -> Recipe:
+    recipe = make(str(row["recipe"]), {name: row[name] for name in _SETTINGS})
+    if recipe.id != row["recipe_id"]:
+        raise ValueError(f"recipe_id of {recipe} must be {recipe.id}, but the run's table has {row['recipe_id']}")
+    return recipe
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit code: 0 all identical, 2 bad input, 3 differences that the keys explain, 4
+    others, 130 interrupted.
+    """
+    if any(word in ("--help", "-h", "help") for word in argv):
+        _say(
+            "Train some of a run's recipes anew, and compare.\n\nkeys and defaults:\n" + "\n".join(cli.describe(Config))
+        )
+        return SAME
+    try:
+        verdicts = reproduce(cli.parse(Config, argv))
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return BAD_INPUT
+    except RuntimeError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return DIFFERENT
+    except KeyboardInterrupt:
+        _say("interrupted; nothing was written")
+        return INTERRUPTED
+    different = [verdict for verdict in verdicts if verdict.difference is not None]
+    for verdict in different:
+        _say(f"different: {verdict.stage}: {verdict.difference}")
+    _say(f"{len(verdicts) - len(different)} of {len(verdicts)} stages identical")
+    if not different:
+        return SAME
+    return EXPLAINED if all(verdict.explained for verdict in different) else DIFFERENT
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
