@@ -31,6 +31,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch, run: Any, prepare: Any = prepared) 
     config = {
         "cpus": 1, "recipe": "kd>rkd>kd", "seed": 4, "test": False, "epochs": 2, "epochs_total": None, "pipeline": {},
         "describe": True, "latency": False, "timed": False, "log": True, "protocol": "honest", "max_latency_ms": None,
+        "hang_after": 60,
     }  # fmt: skip
     trainable.train(config)
     return json.loads(told[-1]["outcome"])
@@ -129,7 +130,7 @@ def fit(tune: FakeTune, known: str | None = None) -> tuple[list[tuple[int, Recor
             digest=lambda: known if known else benches[0]["digest"] if benches else None,
             meet=benches.append,
         )},
-        cpus=1, gpus=0, progress=None,  # type: ignore[arg-type]
+        cpus=1, gpus=0, hang_after=60, progress=None,  # type: ignore[arg-type]
         on_end=lambda job, record, trained: ended.append((job.seed, record)),
     )  # fmt: skip
     return ended, benches
