@@ -70,7 +70,7 @@ def trials() -> tuple[float, float]:
                 hang_after=3600,
                 progress=progress,
                 on_end=lambda *told: None,
-            )  # fmt: skip
+            )
         )
     return time.monotonic() - whole - inside, inside / TRIALS
 

@@ -52,8 +52,8 @@ def start(
 def sabotage(folder: Path, module: str, code: str) -> str:
     """A PYTHONPATH with which every process runs some code in a module's names, as soon as it has been imported.
 
-    once(name): True the first time that it is asked in any process. killed(what, when, name): what, but that the
-    process is killed there, the first time; `when` it begins or `ends`.
+    The code has once(name), True the first time that it is asked in any process, and struck(what, when, name, number):
+    what, but that this process is sent a signal there, the first time, when it `begins` or `ends`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(folder=str(folder), module=module, code=code))
@@ -70,15 +70,15 @@ def once(name):
         return False
     return True
 
-def killed(what, when, name):
-    def dies(*args, **kwargs):
+def struck(what, when, name, number=signal.SIGKILL):
+    def strikes(*args, **kwargs):
         if when == "begins" and once(name):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         told = what(*args, **kwargs)
         if when == "ends" and once(name):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return told
-    return dies
+    return strikes
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
@@ -89,7 +89,7 @@ class Finder(importlib.abc.MetaPathFinder):
         load = spec.loader.exec_module
         def exec_module(module):
             load(module)
-            vars(module).update(once=once, killed=killed)
+            vars(module).update(once=once, struck=struck)
             exec({code!r}, vars(module))
         spec.loader.exec_module = exec_module
         return spec
