@@ -51,7 +51,7 @@ def failed_alone(out: Path, recipe: str) -> set[str]:
     assert set(rows.loc[[other], "status"]) == {"complete"}
     assert set(pd.read_csv(out / "front.csv")["recipe"]) == {other}
     assert json.loads((out / "run.json").read_text())["failed"] == len(rows.loc[[recipe]])
-    study = optuna.load_study(study_name=None, storage=f"sqlite:///{out / 'study.db'}")
+    study = optuna.load_study(study_name="smskd", storage=f"sqlite:///{out / 'study.db'}")
     assert {trial.state.name for trial in study.trials} == {"COMPLETE", "FAIL"}
     return set(rows.loc[[recipe], "error"])
 

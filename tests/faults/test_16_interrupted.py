@@ -27,7 +27,13 @@ node.Node.start_head_processes = struck(heads, "ends", "Ray has half started", s
 ray.shutdown = struck(ray.shutdown, "begins", "Ray ends", signal.SIGINT)
 Session._meet = struck(Session._meet, "ends", "the teacher is met", signal.SIGTERM)
 Session._to_confirm = struck(Session._to_confirm, "ends", "the front is looked at", signal.SIGINT)
-build.build = struck(build.build, "begins", "the report is made", signal.SIGINT)
+
+def write(self, *, finished, write=Search.write):
+    if finished:
+        build.build = struck(build.build, "begins", "the report is made", signal.SIGINT)
+    write(self, finished=finished)
+
+Search.write = write
 """
 MOMENTS_IN_ALL = 6
 
