@@ -63,7 +63,13 @@ def trials() -> tuple[float, float]:
         )  # fmt: skip
         inside = timed(
             lambda: searcher.fit(
-                source, benches={"tiny": bench}, cpus=1, gpus=0, progress=progress, on_end=lambda *told: None
+                source,
+                benches={"tiny": bench},
+                cpus=1,
+                gpus=0,
+                hang_after=3600,
+                progress=progress,
+                on_end=lambda *told: None,
             )
         )
     return time.monotonic() - whole - inside, inside / TRIALS

@@ -34,7 +34,7 @@ _COMPARISON_STAGES = 3
 # What decides a search's numbers; a run folder holds one search only. The rest may change when a run is taken up again.
 _FREE = (
     *("trials", "confirm", "protocol", "reopen_test", "box", "log", "warm_start"),
-    *("cpus", "gpus", "address", "store", "out", "storage"),
+    *("cpus", "gpus", "hang_after", "address", "store", "out", "storage"),
 )
 # Settings that came later, with their defaults: a search with these is the one that it was without them.
 _LATER = {
@@ -126,6 +126,11 @@ class Config:
     compile: str | None = cli.key(None, "compile the student: " + ", ".join(COMPILES) + " (default: off)")
     cpus: float = cli.key(1.0, "CPU cores per trial")
     gpus: float | None = cli.key(None, "GPUs per trial, fractions allowed (default: 1 if there are any, else 0)")
+    hang_after: float = cli.key(
+        3600.0,
+        "seconds without progress (a step of training, a stage) after which a trial's worker is ended, and the trial "
+        "tried again; loading the data and compiling have to fit in",
+    )
     address: str | None = cli.key(None, "Ray cluster: auto, or ray://host:port (default: this machine alone)")
     log: list[str] = dataclasses.field(
         default_factory=lambda: ["tensorboard"],
@@ -186,6 +191,7 @@ class Config:
             ("max_stages", 1, 100), ("epochs", 1, None), ("epochs_total", 1, None), ("seeds", 1, _SEED_STRIDE),
             ("confirm", 0, _SEED_STRIDE), ("seed", 0, None), ("trials", 1, None), ("teacher_epochs", 1, None),
             ("train_size", 2, None), ("image_size", 1, None), ("gpus", 0, None), ("stop_margin", 0, 100),
+            ("hang_after", 1, None),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is None:

@@ -6,7 +6,6 @@ Running the same command again is how a search goes on after anything that ended
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from search import config as configs
+from search import interrupts
 
 if TYPE_CHECKING:
     from search.several import Search
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     if any(word in ("--help", "-h", "help") for word in argv):
         console.print(configs.help_text(), markup=False, soft_wrap=True)
         return DONE
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupts.listen()
     again = shlex.join(["python", "-m", "search.run", *argv])
     try:
         pairs = configs.parse_pairs(argv)
@@ -39,11 +39,14 @@ def main(argv: Sequence[str]) -> int:
                 if search.work_left():
                     search.check_inputs()
                     search.work()
+                interrupts.check()
             except KeyboardInterrupt:
+                interrupts.ignore()
                 search.write(finished=False)
                 raise
             return _end(search, console)
     except KeyboardInterrupt:
+        interrupts.ignore()
         console.print(f"interrupted; all finished stages are kept. To go on: {again}", markup=False)
         return INTERRUPTED
     except (ValueError, OSError) as error:

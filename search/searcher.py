@@ -11,8 +11,8 @@ import json
 import logging
 import os
 import secrets
-import signal
 import tempfile
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from search import trainable
+from search import interrupts, trainable
 from search.config import Config, cores
 from search.progress import Progress
 from search.study import Asked, Record, Study
@@ -33,6 +33,9 @@ from smskd.recipe import parse
 WORKER_RETRIES = 2
 # Fits of Tune in all, where one was ended by Ray and not by its jobs.
 FITS = 3
+# The driver looks after its trials several times a second; where it didn't for longer (it was busy, stopped, or its
+# machine asleep), it couldn't hear of progress either, and no more than this counts.
+_LOOK_S = 1.0
 # Recipes that may wait for stages in training before the study is asked for no more. A sampler that is asked early
 # knows less.
 LOOK_AHEAD, LOOK_AHEAD_OF_SAMPLERS = 64, 4
@@ -293,6 +296,51 @@ class _Relay(tune.Callback):
         self._progress.trial_stopped(trial.trial_id)
 
 
+class Watchdog(tune.Callback):
+    """Ends the worker of a trial that makes no progress, whatever it hangs in: to Tune it has died, and is retried.
+
+    It is also where an interruption is heard, since Tune asks it at each step of its loop.
+    """
+
+    def __init__(self, hang_after: float, on_hang: Callable[[str, float], None]) -> None:
+        """hang_after: seconds. on_hang: called with a trial's id, and these, when its worker is ended."""
+        self._hang_after, self._on_hang = hang_after, on_hang
+        self._quiet: dict[Any, float] = {}
+        self._looked = time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks; what this one has isn't for that."""
+        return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        interrupts.check()
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, _LOOK_S), now
+        for trial in self._quiet:
+            self._quiet[trial] += passed
+            if self._quiet[trial] >= self._hang_after:
+                self._quiet[trial] = 0.0
+                self._on_hang(trial.trial_id, self._hang_after)
+                ray.kill(trial.temporary_state.ray_actor)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._quiet[trial] = 0.0
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._quiet[trial] = 0.0
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._quiet.pop(trial, None)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._quiet.pop(trial, None)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._quiet.pop(trial, None)
+
+
 class QueueSearcher(Searcher):
     """Tune asks it for the next trial and tells it what came of each."""
 
@@ -306,6 +354,7 @@ class QueueSearcher(Searcher):
         super().__init__()
         self._source, self._benches, self._on_end = source, benches, on_end
         self._jobs: dict[str, Job] = {}
+        self._hung: dict[str, list[float]] = {}
         # why no further trial may start: what went wrong would go wrong in each
         self.problem: str | None = None
         self.refused = False  # it is the user's to mend
@@ -328,13 +377,17 @@ class QueueSearcher(Searcher):
         if trial_id in self._jobs and "stage" in result:
             self._source.advance(self._jobs[trial_id], max(0, result["stage"] - 1))
 
+    def hung(self, trial_id: str, seconds: float) -> None:
+        """A trial has made no progress for so long, and its worker is ended."""
+        self._hung.setdefault(trial_id, []).append(seconds)
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         job = self._jobs.pop(trial_id, None)
         if job is None:
             return
         told = (result or {}).get("outcome")
         if error or told is None:
-            cause = f"the worker died {WORKER_RETRIES + 1} times (killed, out of memory, or its node was lost)"
+            cause = self._cause(trial_id) if error else "the worker ended without an outcome"
             self._end(job, trainable.failure(job.seed, cause), 0)
             return
         outcome = json.loads(told)
@@ -354,6 +407,12 @@ class QueueSearcher(Searcher):
             )
             return
         self._end(job, outcome["record"], outcome["trained"])
+
+    def _cause(self, trial_id: str) -> str:
+        died = f"the worker died {WORKER_RETRIES + 1} times"
+        if hung := self._hung.pop(trial_id, None):
+            return f"{died}, {len(hung)} of them ended by hang_after=: no progress for {hung[-1]:g} s"
+        return f"{died} (killed, out of memory, or its node was lost)"
 
     def _of_pair(self, job: Job) -> str:
         return f"pair={job.pair}: " if len(self._benches) > 1 else ""
@@ -375,14 +434,15 @@ def fit(
     benches: Mapping[str, Bench],
     cpus: float,
     gpus: float,
+    hang_after: float,
     progress: Progress,
     on_end: Callable[[Job, Record, int], None],
     callbacks: Sequence[tune.Callback] = (),
 ) -> None:
     """Run all jobs of a source to their end. Ray is initialised.
 
-    benches: as in QueueSearcher. on_end: called with each job, its record, and how many stages it trained. callbacks:
-    told of Tune's trials, as search.loggers are.
+    benches: as in QueueSearcher. hang_after: seconds without progress after which a worker is ended. on_end: called
+    with each job, its record, and how many stages it trained. callbacks: told of Tune's trials, as search.loggers are.
 
     Ray's memory monitor and a lost head end a whole fit(). A fresh one then goes on with the jobs that ran, a bounded
     number of times.
@@ -399,12 +459,12 @@ def fit(
                 search = QueueSearcher(source, benches, on_end)
                 tune.Tuner(
                     tune.with_resources(trainable.train, {"cpu": cpus, "gpu": gpus}),
-                    param_space={"cpus": cpus},
+                    param_space={"cpus": cpus, "hang_after": hang_after},
                     tune_config=tune.TuneConfig(search_alg=search, num_samples=-1, reuse_actors=True),
                     run_config=tune.RunConfig(
                         storage_path=scratch,
                         failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
-                        callbacks=[_Relay(progress), *callbacks],
+                        callbacks=[Watchdog(hang_after, search.hung), _Relay(progress), *callbacks],
                         verbose=0,
                     ),
                 ).fit()
@@ -429,26 +489,33 @@ def cluster(address: str | None) -> Iterator[None]:
     """
     variables = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
     root = str(Path(__file__).resolve().parent.parent)
-    told_to_end = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:  # workers inherit this process's environment, which is quicker than Ray's runtime_env
-        os.environ.update(variables, PYTHONPATH=os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]))
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
-        # a cluster of somebody else's on this machine, or RAY_ADDRESS, is not for a search without address=
-        ray.init(address="local", num_cpus=cores(), include_dashboard=False, object_store_memory=2**28, **options)
-    else:
-        left_out = ["runs", ".venv", ".git"]
-        environment = {"env_vars": variables, "working_dir": root, "excludes": left_out}
-        try:
-            ray.init(address=address, runtime_env=environment, **options)
-        except ConnectionError as error:
-            raise ValueError(f"address={address}: no Ray cluster answers there ({error})") from None
-    # Ray's own handler, set by now, would end the process on the spot; interrupted by Ctrl-C or by SIGTERM is one thing
-    signal.signal(signal.SIGTERM, told_to_end)
-    try:
+    with contextlib.ExitStack() as stack:
+        if address is None:  # workers inherit this process's environment, which is quicker than Ray's runtime_env
+            path = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+            os.environ.update(variables, PYTHONPATH=os.pathsep.join(path))
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
+            stack.enter_context(interrupts.deferred())  # half a start would leave processes
+            stack.callback(ray.shutdown)
+            # a cluster of somebody else's on this machine, or RAY_ADDRESS, is not for a search without address=
+            try:
+                ray.init(
+                    address="local", num_cpus=cores(), include_dashboard=False, object_store_memory=2**28, **options
+                )
+            except SystemExit:  # by the handler of SIGTERM that Ray sets
+                raise KeyboardInterrupt from None
+        else:
+            left_out = ["runs", ".venv", ".git"]
+            environment = {"env_vars": variables, "working_dir": root, "excludes": left_out}
+            try:
+                ray.init(address=address, runtime_env=environment, **options)
+            except ConnectionError as error:
+                raise ValueError(f"address={address}: no Ray cluster answers there ({error})") from None
+            stack.enter_context(interrupts.deferred())
+            stack.callback(ray.shutdown)
+        interrupts.again()  # Ray's own handler would end the process on the spot
+        interrupts.check()
         yield
-    finally:
-        ray.shutdown()
 
 
 def gpus_per_trial(config: Config) -> float:

@@ -191,6 +191,7 @@ class Search:
                 benches={pair: by_pair[pair].bench("cuda" if gpus else "cpu") for pair in sources},
                 cpus=self._first.cpus,
                 gpus=gpus,
+                hang_after=self._first.hang_after,
                 progress=progress,
                 on_end=ended,
                 callbacks=log,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import logging
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -17,11 +20,51 @@ if TYPE_CHECKING:
     from smskd import pipeline
 
 _REPORT_EVERY_S = 1.0
+# The driver hears of progress so often before it would take a trial for hung.
+_BEATS = 10
 
 
 def failure(seed: int, cause: str) -> Record:
     """The record of a trial that failed."""
     return {"seed": seed, "status": "failed", "error": cause, "params": None, "stages": [], "test_accuracy": None}
+
+
+def _said(error: Exception, batch_size: int) -> str:
+    """What is recorded of an exception; where memory was short, the batch size is named."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or any(sign in text for sign in ("out of memory", "can't allocate memory")):
+        text += (
+            f" (batch size {batch_size}, as the pair has it: it is never changed, since that changes the results; "
+            "use a device with more memory, or leave more of it to each trial, with gpus= or cpus=)"
+        )
+    return text
+
+
+@contextlib.contextmanager
+def _progress_told(tell: Callable[[], None]) -> Iterator[None]:
+    """Within, `tell` is called at each step of an optimizer, and again and again while this thread waits for a lock:
+    for a stage that another process trains, which is for that one's driver to watch.
+    """
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    thread = threading.get_ident()
+
+    def waits(record: logging.LogRecord) -> bool:
+        if threading.get_ident() == thread:
+            tell()
+        return record.levelno > logging.DEBUG
+
+    locks = logging.getLogger("filelock")  # it logs each of its tries
+    level = locks.level
+    locks.setLevel(logging.DEBUG)
+    locks.addFilter(waits)
+    steps = register_optimizer_step_post_hook(lambda *step: tell())
+    try:
+        yield
+    finally:
+        steps.remove()
+        locks.removeFilter(waits)
+        locks.setLevel(level)
 
 
 def train(config: dict[str, Any]) -> None:
@@ -33,7 +76,7 @@ def train(config: dict[str, Any]) -> None:
     import torch
 
     from search import bench
-    from smskd import pipeline
+    from smskd import pairs, pipeline
     from smskd.recipe import parse
 
     torch.set_num_threads(max(1, int(config["cpus"])))
@@ -45,12 +88,15 @@ def train(config: dict[str, Any]) -> None:
     trained = 0
     finished: list[pipeline.StageResult] = []
 
-    def on_epoch(stage: int, epoch: int, epochs: int) -> None:
+    def tell(every: float) -> None:
         nonlocal told
-        if time.monotonic() - told >= _REPORT_EVERY_S:
+        if time.monotonic() - told >= every:
             told = time.monotonic()
-            place.update(stage=stage, epoch=epoch, epochs=epochs)
             tune.report(dict(place))
+
+    def on_epoch(stage: int, epoch: int, epochs: int) -> None:
+        place.update(stage=stage, epoch=epoch, epochs=epochs)
+        tell(_REPORT_EVERY_S)
 
     def on_stage(number: int, result: pipeline.StageResult) -> None:
         nonlocal told, trained
@@ -65,12 +111,16 @@ def train(config: dict[str, Any]) -> None:
             told = time.monotonic()
             tune.report(place | (_scalars(finished) if config["log"] else {}))
 
+    beat = functools.partial(tell, config["hang_after"] / _BEATS)
+    chosen = pairs.choose(*(config["pipeline"].get(key) for key in ("pair", "teacher_model", "student_model")))
     try:
-        prepared = pipeline.prepare(**config["pipeline"], on_epoch=functools.partial(on_epoch, 0))
+        with _progress_told(beat):
+            prepared = pipeline.prepare(**config["pipeline"], on_epoch=functools.partial(on_epoch, 0))
         wanted = {"latency": config["latency"], "timed": config["timed"]}
         described = bench.describe(prepared, **wanted) if config["describe"] else None
     except Exception as error:
-        _report({"problem": f"data and teacher can't be prepared: {type(error).__name__}: {error}"})
+        said = _said(error, chosen.teacher_schedule.batch_size)
+        _report({"problem": f"data and teacher can't be prepared: {said}"})
         return
     most = config["max_latency_ms"]
     if described is not None and most is not None and described["latency_ms"] > most:
@@ -82,10 +132,12 @@ def train(config: dict[str, Any]) -> None:
     place.update(stage=1, epoch=0, epochs=0)
     record: Record
     try:
-        result = pipeline.run(
-            recipe, seed=seed, epochs=config["epochs"], epochs_total=config["epochs_total"], on_stage=on_stage,
-            on_epoch=on_epoch, test_each_epoch=config["test"] and config["protocol"] == "paper", **config["pipeline"],
-        )  # fmt: skip
+        with _progress_told(beat):
+            result = pipeline.run(
+                recipe, seed=seed, epochs=config["epochs"], epochs_total=config["epochs_total"], on_stage=on_stage,
+                on_epoch=on_epoch, test_each_epoch=config["test"] and config["protocol"] == "paper",
+                **config["pipeline"],
+            )  # fmt: skip
         named = ("key", "val_accuracy", "train_flops", "device_seconds", "anchor_weights")
         stages: Any = [{k: getattr(s, k) for k in named} | asdict(s.kept) for s in result.stages]
         record = {
@@ -95,7 +147,7 @@ def train(config: dict[str, Any]) -> None:
         }  # fmt: skip
     except Exception as error:  # whatever it is, it is this trial's result, with its cause
         where = f"stage {place['stage']} of {stages_wanted}"
-        record = failure(seed, f"{where}: {type(error).__name__}: {error}")
+        record = failure(seed, f"{where}: {_said(error, chosen.student_schedule.batch_size)}")
     scalars: dict[str, Any] = {}
     if record["status"] != "failed":
         of_test = {k: v for k in ("test_accuracy", "test_best_accuracy") if (v := record.get(k)) is not None}

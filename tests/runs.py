@@ -49,6 +49,55 @@ def start(
     )  # fmt: skip
 
 
+def sabotage(folder: Path, module: str, code: str) -> str:
+    """A PYTHONPATH with which every process runs some code in a module's names, as soon as it has been imported.
+
+    The code has once(name), True the first time that it is asked in any process, and struck(what, when, name, number):
+    what, but that this process is sent a signal there, the first time, when it `begins` or `ends`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(folder=str(folder), module=module, code=code))
+    return str(folder)
+
+
+_SITECUSTOMIZE = """
+import importlib.abc, importlib.util, os, pathlib, signal, sys
+
+def once(name):
+    try:
+        (pathlib.Path({folder!r}) / name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+def struck(what, when, name, number=signal.SIGKILL):
+    def strikes(*args, **kwargs):
+        if when == "begins" and once(name):
+            os.kill(os.getpid(), number)
+        told = what(*args, **kwargs)
+        if when == "ends" and once(name):
+            os.kill(os.getpid(), number)
+        return told
+    return strikes
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != {module!r}:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+        def exec_module(module):
+            load(module)
+            vars(module).update(once=once, struck=struck)
+            exec({code!r}, vars(module))
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
 def table(out: Path) -> pd.DataFrame:
     """The columns of a run's results that an uninterrupted run would have as well."""
     return pd.read_parquet(out / "results.parquet")[SAME]

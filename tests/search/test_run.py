@@ -1,24 +1,18 @@
-"""Whole searches, small ones: what a user sees, and what a killed driver leaves."""
+"""Whole searches, small ones: what a user sees."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from smskd import models
-from tests.runs import ROOT, command, finished, marked, search, start, table, wait_for_stages
+from tests.runs import ROOT, command, search, table
 
 
 @pytest.fixture(scope="module")
@@ -76,71 +70,6 @@ def test_best_recipe_trains_alone_from_the_store(done: tuple[Path, Path], tmp_pa
     assert (tmp_path / "student.safetensors").read_bytes()
 
 
-def test_killed_driver_goes_on_and_ends_with_the_same_table(done: tuple[Path, Path], tmp_path: Path) -> None:
-    out, store = tmp_path / "run", tmp_path / "store"
-    victim = start(out, store)
-    wait_for_stages(store, 4, victim)
-    victim.kill()
-    victim.communicate()
-    before = finished(store)
-    assert len(before) >= 4
-    result = search(out, store)
-    assert result.returncode == 0, result.stdout + result.stderr
-    pd.testing.assert_frame_equal(table(out), table(done[0]))
-    assert before.items() <= finished(store).items()
-    # the teacher is one of the entries; the killed driver's workers may have finished one more stage each
-    assert json.loads((out / "run.json").read_text())["stage_runs"] <= 8 - (len(before) - 1)
-
-
-def exploding_teacher(path: Path) -> Path:
-    """A teacher whose weights are finite and whose logits aren't: `kd` turns NaN, `rkd` doesn't look at them."""
-    torch.manual_seed(0)
-    weights = models.build("tiny_teacher", num_classes=10, in_channels=1).state_dict()
-    weights["classifier.weight"] = torch.full_like(weights["classifier.weight"], 3e38)
-    save_file(weights, path)
-    return path
-
-
-def test_a_trial_that_turns_nan_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    words = ["teacher_epochs=", f"teacher={exploding_teacher(tmp_path / 'teacher.safetensors')}"]
-    result = search(out, tmp_path / "store", *words, "max_stages=1")
-    assert result.returncode == 3, result.stdout + result.stderr
-    assert "failed kd, seed 0: stage 1 of 1: Diverged: the loss is not finite in epoch 1 of 1" in result.stdout
-    rows = pd.read_parquet(out / "results.parquet").set_index("recipe")
-    assert set(rows.loc[["kd"], "status"]) == {"failed"} and rows.loc[["kd"], "val_accuracy"].isna().all()
-    assert rows.loc[["kd"], "error"].str.contains("Diverged").all()
-    assert set(rows.loc[["rkd"], "status"]) == {"complete"}
-    assert set(pd.read_csv(out / "front.csv")["recipe"]) == {"rkd"}
-    assert json.loads((out / "run.json").read_text())["failed"] == 2
-
-
-def test_nothing_finished(tmp_path: Path) -> None:
-    words = ["teacher_epochs=", f"teacher={exploding_teacher(tmp_path / 'teacher.safetensors')}"]
-    result = search(tmp_path / "run", tmp_path / "store", *words, "methods=[kd]", "max_stages=1", "seeds=1")
-    assert result.returncode == 4, result.stdout + result.stderr
-    assert "nothing finished" in result.stdout + result.stderr
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_search_keeps_what_it_has_and_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
-    out, store = tmp_path / "run", tmp_path / "store"
-    mark = f"{tmp_path.name}-{os.getpid()}"
-    running = start(out, store, mark=mark)
-    wait_for_stages(store, 4, running)
-    running.send_signal(number)
-    told, _ = running.communicate(timeout=60)
-    assert running.returncode == 130
-    told = told.replace("'", "")
-    assert "interrupted; all finished stages are kept. To go on: python -m search.run methods=[kd,rkd]" in told
-    deadline = time.monotonic() + 20
-    while (left := marked(mark)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert left == {}
-    assert (out / "results.parquet").is_file() and (out / "report.html").is_file()
-    assert len(list(store.glob("entries/*/*"))) >= 4
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "recipes"),
@@ -186,15 +115,3 @@ def test_a_new_file_is_a_new_space(done: tuple[Path, Path], tmp_path: Path) -> N
     result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stdout + result.stderr
     assert set(pd.read_parquet(tmp_path / "run" / "results.parquet")["recipe"]) >= {"kd", "kd>kd"}
-
-
-def test_second_driver_of_a_folder_is_refused(tmp_path: Path) -> None:
-    import filelock
-
-    out = tmp_path / "run"
-    out.mkdir()
-    with filelock.FileLock(out / ".lock"):
-        result = search(out, tmp_path / "store")
-    assert result.returncode == 2
-    assert "another search is at work" in result.stderr
-    assert os.listdir(out) == [".lock"]  # noqa: PTH208

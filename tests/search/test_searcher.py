@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +35,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch, run: Any, prepare: Any = prepared) 
     config = {
         "cpus": 1, "recipe": "kd>rkd>kd", "seed": 4, "test": False, "epochs": 2, "epochs_total": None, "pipeline": {},
         "describe": True, "latency": False, "timed": False, "log": True, "protocol": "honest", "max_latency_ms": None,
+        "hang_after": 60,
     }  # fmt: skip
     trainable.train(config)
     return json.loads(told[-1]["outcome"])
@@ -74,6 +79,56 @@ def test_a_teacher_that_cannot_be_had_is_a_problem_of_every_trial(monkeypatch: p
 
     told = outcome(monkeypatch, lambda *_, **__: pytest.fail("nothing may be trained"), prepare)
     assert told == {"problem": "data and teacher can't be prepared: ValueError: no such teacher"}
+
+
+def test_steps_of_training_and_waiting_for_a_lock_are_progress(tmp_path: Path) -> None:
+    import filelock
+    import torch
+
+    told: list[str] = []
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    held = os.open(tmp_path / "key", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with trainable._progress_told(lambda: told.append("step")):
+        optimizer.step()
+    optimizer.step()
+    assert told == ["step"]
+    threading.Timer(0.3, os.close, [held]).start()
+    with trainable._progress_told(lambda: told.append("waited")), filelock.FileLock(tmp_path / "key"):
+        assert told.count("waited") >= 2
+
+
+class FakeTrial:
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id, self.temporary_state = trial_id, SimpleNamespace(ray_actor=f"actor of {trial_id}")
+
+
+def test_a_trial_without_progress_loses_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, killed, hung = [0.0], list[str](), list[tuple[str, float]]()
+    monkeypatch.setattr(searcher.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(searcher.ray, "kill", killed.append)
+    dog = searcher.Watchdog(10, lambda *told: hung.append(told))
+    quiet, busy = FakeTrial("quiet"), FakeTrial("busy")
+    dog.on_trial_start(0, [], quiet)
+    dog.on_trial_start(0, [], busy)
+
+    def steps(seconds: float) -> None:
+        for _ in range(int(10 * seconds)):
+            now[0] += 0.1
+            dog.on_step_begin(0, [])
+
+    steps(8)
+    dog.on_trial_result(0, [], busy, {})
+    now[0] += 3600  # the driver itself was stopped, and no report could reach it
+    dog.on_step_begin(0, [])
+    assert killed == []
+    steps(2)
+    assert killed == ["actor of quiet"] and hung == [("quiet", 10)]
+    dog.on_trial_recover(0, [], quiet)
+    dog.on_trial_complete(0, [], busy)
+    steps(100)
+    assert len(killed) == 1
 
 
 # --- fit(), with a Tuner that does what Tune does
@@ -129,7 +184,7 @@ def fit(tune: FakeTune, known: str | None = None) -> tuple[list[tuple[int, Recor
             digest=lambda: known if known else benches[0]["digest"] if benches else None,
             meet=benches.append,
         )},
-        cpus=1, gpus=0, progress=None,  # type: ignore[arg-type]
+        cpus=1, gpus=0, hang_after=60, progress=None,  # type: ignore[arg-type]
         on_end=lambda job, record, trained: ended.append((job.seed, record)),
     )  # fmt: skip
     return ended, benches
