@@ -26,7 +26,7 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
-from search import stopping
+from search import disk, stopping
 from smskd.recipe import Recipe, parse
 from spaces import Trial
 
@@ -802,11 +802,18 @@ def _readable(storage: object) -> Iterator[None]:
             # rw: what a killed driver left half-written is rolled back by whoever opens it, which a mere reader may not
             with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True)) as database:
                 tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+                ((verdict,),) = database.execute("PRAGMA quick_check(1)")  # else found only when that page is read
+                if verdict != "ok":
+                    raise sqlite3.DatabaseError(verdict)
         except sqlite3.Error as error:
+            if disk.full(error):
+                raise
             raise ValueError(f"{path} is no study, or a damaged one ({error}): {mend}") from None
         if tables and not {"studies", "trials", "version_info"} <= tables:
             raise ValueError(f"{path} is a database of something else, or half of a study: {mend}")
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
+        if disk.full(error):
+            raise
         raise ValueError(f"{storage} can't be read as a study ({' '.join(str(error).split())[:200]}): {mend}") from None
