@@ -23,6 +23,7 @@ from urllib.parse import quote
 import optuna
 import sqlalchemy.exc
 from optuna.distributions import BaseDistribution
+from optuna.storages._rdb.models import BaseModel
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
@@ -42,6 +43,8 @@ _SOURCE = "from"
 _ALLOWED, _LEARNT = "within the limits", "learnt"
 # By this NSGA-II knows its populations, and knows nothing of trials without it.
 _GENERATION = "NSGAIISampler:generation"
+# All that Optuna has in a database.
+_TABLES = {*BaseModel.metadata.tables, "alembic_version"}
 # What two searches must have in common for one to learn from the other.
 _TASK = ("pair", "data", "cost")
 # Asking a sampler more often for a recipe not seen yet litters the study with failed trials and finds little.
@@ -809,8 +812,9 @@ def _readable(storage: object) -> Iterator[None]:
             if disk.full(error):
                 raise
             raise ValueError(f"{path} is no study, or a damaged one ({error}): {mend}") from None
-        if tables and not {"studies", "trials", "version_info"} <= tables:
-            raise ValueError(f"{path} is a database of something else, or half of a study: {mend}")
+        # a driver that was killed while it made them leaves some of the tables: Optuna makes the others
+        if not tables <= _TABLES and not {"studies", "trials", "version_info"} <= tables:
+            raise ValueError(f"{path} is a database of something else: {mend}")
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:

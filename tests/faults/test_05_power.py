@@ -9,7 +9,8 @@ import pytest
 
 from smskd.store import MANIFEST, METHODS, WEIGHTS, Entry, Store, address
 from tests.faults.conftest import Score
-from tests.faults.writes import KILL, Writes, at_every_change, in_process, tell
+from tests.faults.writes import KILL, Writes, at_every_change, forked, in_process, tell
+from tests.search.test_study import finish, open_study
 
 ROW = 5
 IDENTITY = {"network": "tiny", "seed": 3, "parent": None}
@@ -51,31 +52,29 @@ def test_an_entry_cut_at_any_byte_counts_as_absent(score: Score, tmp_path: Path)
         assert whole(store.get(KEY))
 
 
-def puts(root: str, state: str, bytes: str) -> None:
+def puts(root: str, state: str) -> None:
     """In a process of its own: put an entry, killed at each change in turn; what is left, and what the next does."""
-    writes = Writes(Path(state))
-    place = Path(root)
-    for number in at_every_change(writes, KILL, lambda: put(Store(place)) and None, bytes=int(bytes)):
-        store = Store(place)
-        left = whole(store.get(KEY))
-        set_aside = (place / "aside").exists()
-        again = put(store)
-        litter = len(list((place / "partial").iterdir()))
-        tell({"at": number, "left": left, "aside": set_aside, "again": whole(again), "litter": litter})
-        shutil.rmtree(place)
+    place, writes = Path(root), Writes(Path(state))
+    for bytes in (0, 1, 100):
+        shutil.rmtree(place, ignore_errors=True)
+        for number in at_every_change(writes, KILL, lambda: put(Store(place)), bytes=bytes):
+            store = Store(place)
+            left = whole(store.get(KEY))
+            again = whole(put(store))
+            litter = [path.name for name in ("partial", "aside") for path in place.glob(f"{name}/*")]
+            tell({"at": number, "bytes": bytes, "left": left, "again": again, "litter": litter})
+            shutil.rmtree(place)
 
 
-@pytest.mark.parametrize("bytes", [0, 1, 100])
-def test_killed_at_every_change_of_a_commit(score: Score, tmp_path: Path, bytes: int) -> None:
+def test_killed_at_every_change_of_a_commit(score: Score, tmp_path: Path) -> None:
     root = tmp_path / "store"
-    told = in_process(puts, root, tmp_path / "state", bytes, writes=Writes(tmp_path / "state", root))
-    assert len(told) >= 15, "five folders, a lock, three files written and synced, two folders synced, a rename"
+    told = in_process(puts, root, tmp_path / "state", writes=Writes(tmp_path / "state", root))
+    assert len(told) >= 3 * 18, "five folders, a lock, three files made, written and synced, three folders, a rename"
     for one in told:
         with score.fault():
-            assert one["again"] and not one["litter"] and not one["aside"], one
-    assert {one["left"] for one in told} == {False, True}
-    committed = [one["left"] for one in told]
-    assert committed == sorted(committed), "once it is there it stays"
+            assert one["again"] and not one["litter"], one
+    left = [one["left"] for one in told if one["bytes"] == 0]
+    assert left == sorted(left) and set(left) == {False, True}, "once it is there it stays"
 
 
 def test_what_is_renamed_was_synced_and_its_folder_is(score: Score, tmp_path: Path) -> None:
@@ -109,3 +108,84 @@ def commits(store: str, run: str) -> None:
     opened.own(Path(run), [KEY])
     results.write_atomically(Path(run) / "run.json", b"{}")
     tell({"entry": str(opened.path(KEY))})
+
+
+# --- the study
+
+SPACE = ["methods=[kd,rkd]", "max_stages=1"]
+
+
+def settle_one(folder: Path) -> None:
+    """Open the study, or make it, and tell it of one more recipe."""
+    study = open_study(folder, SPACE)
+    if (asked := study.ask()) is not None:
+        finish(study, asked)
+
+
+def settled(folder: Path) -> int:
+    return len(open_study(folder, SPACE).settled)
+
+
+def tells(folder: str, state: str, bytes: str, every: str) -> None:
+    """In a process of its own: a study of one recipe is told of a second, killed at each change in turn."""
+    begun, place = Path(folder) / "begun", Path(folder) / "killed"
+    shutil.copytree(begun, place)
+    writes = Writes(Path(state))
+    for number in at_every_change(writes, KILL, lambda: settle_one(place), bytes=int(bytes), every=int(every)):
+        left = forked(settled, place)
+        forked(settle_one, place)
+        tell({"at": number, "left": left, "again": forked(settled, place)})
+        shutil.rmtree(place)
+        shutil.copytree(begun, place)
+
+
+@pytest.mark.parametrize(
+    ("bytes", "every"),
+    [(1000, 41), *(pytest.param(*pace, marks=pytest.mark.slow) for pace in ((0, 3), (1000, 7), (4000, 11)))],
+)
+def test_killed_at_a_change_of_a_study(score: Score, tmp_path: Path, bytes: int, every: int) -> None:
+    (tmp_path / "begun").mkdir()
+    settle_one(tmp_path / "begun")
+    watched = Writes(tmp_path / "state", tmp_path / "killed")
+    told = in_process(tells, tmp_path, tmp_path / "state", bytes, every, writes=watched)
+    assert len(told) >= 150 // every, "a dozen transactions, each of a journal and its removal"
+    for one in told:
+        with score.fault():
+            assert (one["left"], one["again"]) in ((1, 2), (2, 2)), one
+
+
+def makes(folder: str, state: str, every: str) -> None:
+    """In a process of its own: a study is made, killed at changes in turn."""
+    place = Path(folder)
+    place.mkdir()
+    for number in at_every_change(Writes(Path(state)), KILL, lambda: settle_one(place), every=int(every)):
+        forked(settle_one, place)
+        tell({"at": number, "settled": forked(settled, place)})
+        shutil.rmtree(place)
+        place.mkdir()
+
+
+@pytest.mark.slow
+def test_killed_while_a_study_is_made(score: Score, tmp_path: Path) -> None:
+    watched = Writes(tmp_path / "state", tmp_path / "killed")
+    told = in_process(makes, tmp_path / "killed", tmp_path / "state", 17, writes=watched)
+    assert len(told) >= 20
+    for one in told:
+        with score.fault():
+            assert one["settled"] >= 1
+
+
+def test_a_study_cut_at_a_place(score: Score, tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    settle_one(tmp_path / "whole")
+    content = (tmp_path / "whole" / "study.db").read_bytes()
+    for length in range(0, len(content), 5000):
+        with score.fault():
+            place = tmp_path / str(length)
+            place.mkdir()
+            (place / "study.db").write_bytes(content[:length])
+            if length == 0:
+                settle_one(place)
+            else:
+                with pytest.raises(ValueError, match=r"use another out= \(the finished stages are in the store"):
+                    open_study(place, SPACE)

@@ -70,7 +70,7 @@ class Writes:
 
 
 def at_every_change(
-    writes: Writes, kind: int, act: Callable[[], None], *, bytes: int = 0, every: int = 1
+    writes: Writes, kind: int, act: Callable[[], object], *, bytes: int = 0, every: int = 1
 ) -> Iterator[int]:
     """In a process that has the library: `act` in a child, with the fault at its first change, at its second, and so on
     until it comes through. The number of the change, after each child's end.
@@ -97,6 +97,24 @@ def at_every_change(
             return
         assert status in ((-signal.SIGKILL,) if kind == KILL else (0, 1)), f"{status} at change {at}"
         yield at
+
+
+def forked(act: Callable[..., Any], *words: Any) -> Any:
+    """What `act` returns in a child, as JSON: its open databases end with it."""
+    reads, writes = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writes, json.dumps(act(*words)).encode())
+        except BaseException as error:
+            traceback.print_exception(error)
+        finally:
+            os._exit(0)
+    os.close(writes)
+    with os.fdopen(reads) as file:
+        told = file.read()
+    os.waitpid(child, 0)
+    return json.loads(told)
 
 
 def tell(what: dict[str, Any]) -> None:
