@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from search import config as configs
-from search import interrupts
+from search import disk, interrupts
 
 if TYPE_CHECKING:
     from search.several import Search
@@ -49,10 +49,15 @@ def main(argv: Sequence[str]) -> int:
         interrupts.ignore()
         console.print(f"interrupted; all finished stages are kept. To go on: {again}", markup=False)
         return INTERRUPTED
-    except (ValueError, OSError) as error:
-        return _complain(error, BAD_INPUT)
-    except RuntimeError as error:
-        return _complain(error, NOTHING, f"; what had finished is kept. To try again: {again}")
+    except Exception as error:
+        kept = f"; what had finished is kept. To try again: {again}"
+        if (cause := disk.trouble(error)) is not None:
+            return _complain(cause, NOTHING, kept)
+        if isinstance(error, ValueError | OSError):
+            return _complain(error, BAD_INPUT)
+        if isinstance(error, RuntimeError):
+            return _complain(error, NOTHING, kept)
+        raise
 
 
 def _end(search: Search, console: Console) -> int:
@@ -68,7 +73,7 @@ def _end(search: Search, console: Console) -> int:
     return DONE
 
 
-def _complain(error: Exception, code: int, mend: str = "") -> int:
+def _complain(error: Exception | str, code: int, mend: str = "") -> int:
     text = " ".join(str(error).split()) + mend
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {text}", markup=False, style="red")
     return code

@@ -23,7 +23,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from search import interrupts, trainable
+from search import disk, interrupts, trainable
 from search.config import Config, cores
 from search.progress import Progress
 from search.study import Asked, Record, Study
@@ -451,6 +451,7 @@ def fit(
         ValueError: a student is too slow for max_latency_ms=.
         RuntimeError: data or teacher can't be had, or aren't those the run began with; or the last fit() was ended so,
             too, with what ended it.
+        Exception: a full disk, or a study that can't be written (search.disk).
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by `on_end`, each in one line
     for left in reversed(range(FITS)):
@@ -469,6 +470,8 @@ def fit(
                     ),
                 ).fit()
         except Exception as error:  # Tune gives it many types
+            if disk.trouble(error) is not None:
+                raise
             if not left:
                 raise RuntimeError(
                     f"Ray ended the search {FITS} times, at last with {type(error).__name__}: {error}"

@@ -219,7 +219,7 @@ def held(configs: Sequence[Config]) -> Iterator[None]:
             (place / ".writable").touch()
             (place / ".writable").unlink()
         except OSError as error:
-            raise ValueError(f"{key}={place} can't be written to: {error.strerror}; choose another folder") from None
+            raise ValueError(f"{key}={place} can't be written to: {error.strerror}; choose another folder") from error
     with contextlib.ExitStack() as locks:
         for folder in (run, *pairs):
             try:

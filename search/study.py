@@ -23,10 +23,11 @@ from urllib.parse import quote
 import optuna
 import sqlalchemy.exc
 from optuna.distributions import BaseDistribution
+from optuna.storages._rdb.models import BaseModel
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
-from search import stopping
+from search import disk, stopping
 from smskd.recipe import Recipe, parse
 from spaces import Trial
 
@@ -42,6 +43,8 @@ _SOURCE = "from"
 _ALLOWED, _LEARNT = "within the limits", "learnt"
 # By this NSGA-II knows its populations, and knows nothing of trials without it.
 _GENERATION = "NSGAIISampler:generation"
+# All that Optuna has in a database.
+_TABLES = {*BaseModel.metadata.tables, "alembic_version"}
 # What two searches must have in common for one to learn from the other.
 _TASK = ("pair", "data", "cost")
 # Asking a sampler more often for a recipe not seen yet litters the study with failed trials and finds little.
@@ -802,11 +805,19 @@ def _readable(storage: object) -> Iterator[None]:
             # rw: what a killed driver left half-written is rolled back by whoever opens it, which a mere reader may not
             with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True)) as database:
                 tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+                ((verdict,),) = database.execute("PRAGMA quick_check(1)")  # else found only when that page is read
+                if verdict != "ok":
+                    raise sqlite3.DatabaseError(verdict)
         except sqlite3.Error as error:
+            if disk.full(error):
+                raise
             raise ValueError(f"{path} is no study, or a damaged one ({error}): {mend}") from None
-        if tables and not {"studies", "trials", "version_info"} <= tables:
-            raise ValueError(f"{path} is a database of something else, or half of a study: {mend}")
+        # a driver that was killed while it made them leaves some of the tables: Optuna makes the others
+        if not tables <= _TABLES and not {"studies", "trials", "version_info"} <= tables:
+            raise ValueError(f"{path} is a database of something else: {mend}")
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
+        if disk.full(error):
+            raise
         raise ValueError(f"{storage} can't be read as a study ({' '.join(str(error).split())[:200]}): {mend}") from None

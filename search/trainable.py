@@ -71,11 +71,12 @@ def train(config: dict[str, Any]) -> None:
     """The trainable: one recipe, one seed, through the pipeline; reports its progress and, last, its outcome.
 
     An exception of the training is an outcome too: it would be the same the next time, so Ray needn't try again. One of
-    the data or the teacher is a problem of every trial, and is told as such; so is a student that is too slow.
+    the data or the teacher, or a full disk, is a problem of every trial, and is told as such; so is a student that is
+    too slow.
     """
     import torch
 
-    from search import bench
+    from search import bench, disk
     from smskd import pairs, pipeline
     from smskd.recipe import parse
 
@@ -119,7 +120,7 @@ def train(config: dict[str, Any]) -> None:
         wanted = {"latency": config["latency"], "timed": config["timed"]}
         described = bench.describe(prepared, **wanted) if config["describe"] else None
     except Exception as error:
-        said = _said(error, chosen.teacher_schedule.batch_size)
+        said = disk.trouble(error) or _said(error, chosen.teacher_schedule.batch_size)
         _report({"problem": f"data and teacher can't be prepared: {said}"})
         return
     most = config["max_latency_ms"]
@@ -145,7 +146,11 @@ def train(config: dict[str, Any]) -> None:
             "test_accuracy": pipeline.test_accuracy(result, prepared) if config["test"] else None,
             "extra_teacher_flops": result.extra_teacher_flops, "test_best_accuracy": result.test_best_accuracy,
         }  # fmt: skip
-    except Exception as error:  # whatever it is, it is this trial's result, with its cause
+    except Exception as error:
+        if (cause := disk.trouble(error)) is not None:
+            _report({"problem": cause})
+            return
+        # whatever else it is, it is this trial's result, with its cause
         where = f"stage {place['stage']} of {stages_wanted}"
         record = failure(seed, f"{where}: {_said(error, chosen.student_schedule.batch_size)}")
     scalars: dict[str, Any] = {}

@@ -180,6 +180,7 @@ class Store:
         place.parent.mkdir(exist_ok=True)
         temporary.mkdir()
         try:
+            _sync_folder(place.parent.parent)
             _write_synced(temporary / WEIGHTS, content)
             _write_synced(temporary / METHODS, learned)
             _write_synced(
@@ -204,8 +205,12 @@ class Store:
         """
         place = self.root / "owners" / f"{hashlib.sha256(str(owner.absolute()).encode()).hexdigest()[:16]}.json"
         temporary = place.with_suffix(f".{uuid.uuid4().hex}")
-        _write_synced(temporary, canonical({"owner": str(owner.absolute()), "keys": sorted(set(keys))}).encode())
-        temporary.replace(place)
+        try:
+            _write_synced(temporary, canonical({"owner": str(owner.absolute()), "keys": sorted(set(keys))}).encode())
+            temporary.replace(place)
+            _sync_folder(place.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def table(self, identity: Mapping[str, Any]) -> Path | None:
         """A folder for a table that processes of this machine fill and read together; None where that isn't safe.
@@ -308,10 +313,12 @@ def _read(place: Path, key: str) -> tuple[dict[str, Any], bytes]:
     if manifest["key"] != key or address(manifest["identity"]) != key:
         raise ValueError(f"{place} holds the stage {manifest['key']}")
     content = (place / WEIGHTS).read_bytes()
-    for name, digest in ((WEIGHTS, manifest["weights"]), (METHODS, manifest["methods"])):
-        with (place / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise ValueError(f"{place / name} was changed after it was written")
+    for name, found, digest in (
+        (WEIGHTS, content, manifest["weights"]),
+        (METHODS, (place / METHODS).read_bytes(), manifest["methods"]),
+    ):
+        if hashlib.sha256(found).hexdigest() != digest:
+            raise ValueError(f"{place / name} was changed after it was written")
     if not isinstance(manifest["facts"], dict):
         raise ValueError(f"{place / MANIFEST} holds no facts")
     safetensors.deserialize(content)  # type: ignore[no-untyped-call]  # its header; the digest holds, so what is wrong here was written so
@@ -319,10 +326,13 @@ def _read(place: Path, key: str) -> tuple[dict[str, Any], bytes]:
 
 
 def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # one of a write names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _sync_folder(path: Path) -> None:
