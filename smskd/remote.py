@@ -90,8 +90,11 @@ class Files:
 
     def move(self, name: str, to: str) -> None:
         """Rename a file, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
+        try:
             self._system.move(self._path(name), self._path(to))
+        except OSError:  # S3 tells no absence here
+            if self.exists(name):
+                raise
 
     def check_writable(self) -> None:
         """Write a file and remove it.
