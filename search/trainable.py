@@ -54,17 +54,19 @@ def _progress_told(tell: Callable[[], None]) -> Iterator[None]:
             tell()
         return record.levelno > logging.DEBUG
 
-    locks = logging.getLogger("filelock")  # it logs each of its tries
-    level = locks.level
-    locks.setLevel(logging.DEBUG)
-    locks.addFilter(waits)
+    # both log each of their tries
+    locks = [(logger, logger.level) for logger in map(logging.getLogger, ("filelock", "smskd.remote"))]
+    for logger, _ in locks:
+        logger.setLevel(logging.DEBUG)
+        logger.addFilter(waits)
     steps = register_optimizer_step_post_hook(lambda *step: tell())
     try:
         yield
     finally:
         steps.remove()
-        locks.removeFilter(waits)
-        locks.setLevel(level)
+        for logger, level in locks:
+            logger.removeFilter(waits)
+            logger.setLevel(level)
 
 
 def train(config: dict[str, Any]) -> None:
