@@ -142,7 +142,9 @@ class Loggers(tune.Callback):
         try:
             act(self._loggers[pair][name], *told)
         except Exception as error:  # a full disk, a server that is gone: no reason to end a search
-            del self._loggers[pair][name]
+            for writer in getattr(self._loggers[pair].pop(name), "_trial_writer", {}).values():
+                # else tensorboardX tries again as the process ends, with a traceback for each
+                writer.file_writer.event_writer._closed = True
             self._say(f"log=[{name}] has ended, the search goes on: {type(error).__name__}: {error}")
 
 

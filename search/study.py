@@ -732,7 +732,11 @@ def _made(
 ) -> optuna.Study:
     directions = [StudyDirection.MINIMIZE] * (1 + len(costs))
     study = optuna.create_study(study_name=_NAME, storage=storage, directions=directions, load_if_exists=True)
-    if "schema" not in study.user_attrs and not study.get_trials(deepcopy=False):
+    held = study.user_attrs
+    # one that was made, and nothing more: the command was refused, and is mended now
+    unused = held.keys() == {"identity", "schema"} and held["schema"] == SCHEMA and held["identity"] != identity
+    fits = study.directions == directions and not study.get_trials(deepcopy=False)
+    if fits and (unused or "schema" not in held):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(["error", *costs])

@@ -15,6 +15,7 @@ from smskd import names
 
 T = TypeVar("T")
 _FILE_BYTES = 64 * 1024
+_SHOWN = 200
 
 
 def key(default: Any, help: str) -> Any:
@@ -48,8 +49,8 @@ def parse(schema: type[T], argv: Sequence[str], *, base: Mapping[str, Any] | Non
             names.check("key", key, keys)
             config = OmegaConf.merge(config, {key: value})
         for word in argv:
-            key = word.partition("=")[0]
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([word]))
+            key, _, value = word.partition("=")
+            config = OmegaConf.merge(config, _read(word))
         return cast(T, OmegaConf.to_object(config))
     except (omegaconf.errors.OmegaConfBaseException, TypeError):
         pass
@@ -57,7 +58,14 @@ def parse(schema: type[T], argv: Sequence[str], *, base: Mapping[str, Any] | Non
         if type(error).__module__.split(".")[0] != "yaml":
             raise
     wanted = {f.name: f.type for f in dataclasses.fields(cast(Any, schema))}[key]
-    raise ValueError(f"{key} must be {_readable(str(wanted))}, but got {value!r}")
+    raise ValueError(f"{key} must be {_readable(str(wanted))}, but got {repr(value)[:_SHOWN]}")
+
+
+def _read(word: str) -> Any:
+    try:
+        return OmegaConf.from_dotlist([word])
+    except ValueError:  # Python reads no whole number of thousands of digits
+        raise TypeError(word) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
