@@ -110,7 +110,7 @@ def test_failure_and_nan_are_failed_never_complete(tmp_path: Path, kind: dict[st
 
 
 def test_study_of_another_search_is_refused(tmp_path: Path) -> None:
-    open_study(tmp_path, [])
+    open_study(tmp_path, []).ask()
     with pytest.raises(ValueError, match="epochs: None there, 3 here"):
         open_study(tmp_path, ["epochs=3"])
 
