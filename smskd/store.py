@@ -293,7 +293,12 @@ class Store:
     def _owners(self) -> Iterator[tuple[str, list[str]]]:
         """Runs whose folders exist, and the keys of their results; notes of runs that are gone are removed."""
         for place in sorted((self.root / "owners").glob("*.json")):
-            told = json.loads(place.read_bytes())
+            try:
+                told = json.loads(place.read_bytes())
+            except ValueError:  # nothing may be pruned that this run could need
+                raise ValueError(
+                    f"owners/{place.name} is damaged: remove it, and run the search that it is of again"
+                ) from None
             if Path(told["owner"]).is_dir():
                 yield told["owner"], told["keys"]
             else:
