@@ -144,7 +144,7 @@ def tells(folder: str, state: str, bytes: str, every: str) -> None:
 
 @pytest.mark.parametrize(
     ("bytes", "every"),
-    [(1000, 41), *(pytest.param(*pace, marks=pytest.mark.slow) for pace in ((0, 3), (1000, 7), (4000, 11)))],
+    [(1000, 41), *(pytest.param(*pace, marks=pytest.mark.slow) for pace in ((0, 5), (4000, 9)))],
 )
 def test_killed_at_a_change_of_a_study(score: Score, tmp_path: Path, bytes: int, every: int) -> None:
     (tmp_path / "begun").mkdir()
@@ -171,8 +171,8 @@ def makes(folder: str, state: str, every: str) -> None:
 @pytest.mark.slow
 def test_killed_while_a_study_is_made(score: Score, tmp_path: Path) -> None:
     watched = Writes(tmp_path / "state", tmp_path / "killed")
-    told = in_process(makes, tmp_path / "killed", tmp_path / "state", 17, writes=watched)
-    assert len(told) >= 20
+    told = in_process(makes, tmp_path / "killed", tmp_path / "state", 29, writes=watched)
+    assert len(told) >= 15
     for one in told:
         with score.fault():
             assert one["settled"] >= 1
@@ -198,7 +198,7 @@ def test_a_study_cut_at_a_place(score: Score, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", [0, 0.5, 0.999])
+@pytest.mark.parametrize("part", [0, 0.999])
 def test_torn_files_of_a_run_are_written_anew(
     score: Score, undisturbed: tuple[Path, Path], tmp_path: Path, part: float
 ) -> None:
