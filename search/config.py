@@ -455,7 +455,8 @@ def help_text() -> str:
             "spaces (one a file in spaces/):",
             *listed,
             "",
-            "exit codes: 0 done; 2 bad input; 3 finished with failures; 4 nothing finished; 130 interrupted",
+            "exit codes: 0 done; 2 bad input; 3 finished with failures; 4 nothing finished, or the disk is full; "
+            "130 interrupted",
         ]
     )
 

@@ -142,8 +142,18 @@ class Loggers(tune.Callback):
         try:
             act(self._loggers[pair][name], *told)
         except Exception as error:  # a full disk, a server that is gone: no reason to end a search
-            del self._loggers[pair][name]
+            _abandon(self._loggers[pair].pop(name))
             self._say(f"log=[{name}] has ended, the search goes on: {type(error).__name__}: {error}")
+
+
+def _abandon(logger: Any) -> None:
+    """Leave what a logger hasn't written: as the process ends tensorboardX would try again, with a traceback each."""
+    for writer in getattr(logger, "_trial_writer", {}).values():
+        for file in (writer.all_writers or {}).values():
+            events = file.event_writer
+            if not events._closed:
+                events._closed = True
+                events._worker.stop()
 
 
 def _log(logger: LoggerCallback, training: Any, *, told: dict[str, Any]) -> None:

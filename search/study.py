@@ -23,7 +23,6 @@ from urllib.parse import quote
 import optuna
 import sqlalchemy.exc
 from optuna.distributions import BaseDistribution
-from optuna.storages._rdb.models import BaseModel
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
@@ -43,8 +42,6 @@ _SOURCE = "from"
 _ALLOWED, _LEARNT = "within the limits", "learnt"
 # By this NSGA-II knows its populations, and knows nothing of trials without it.
 _GENERATION = "NSGAIISampler:generation"
-# All that Optuna has in a database.
-_TABLES = {*BaseModel.metadata.tables, "alembic_version"}
 # What two searches must have in common for one to learn from the other.
 _TASK = ("pair", "data", "cost")
 # Asking a sampler more often for a recipe not seen yet litters the study with failed trials and finds little.
@@ -720,20 +717,50 @@ def _open(
     storage: str | optuna.storages.BaseStorage, identity: Mapping[str, Any], costs: Sequence[str]
 ) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    directions = [StudyDirection.MINIMIZE] * (1 + len(costs))
     with _readable(storage):
-        study = optuna.create_study(study_name=_NAME, storage=storage, directions=directions, load_if_exists=True)
+        if isinstance(storage, str):
+            _make_file(storage, identity, costs)
+        study = _made(storage, identity, costs)
         held = study.user_attrs
-        if "schema" not in held and not study.get_trials(deepcopy=False):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names(["error", *costs])
-            study.set_user_attr("identity", dict(identity))
-            study.set_user_attr("schema", SCHEMA)  # the last one: without it, the study is made anew
-            held = study.user_attrs
         study.get_trials(deepcopy=False)
     _check(storage, held, identity)
     return study
+
+
+def _made(
+    storage: str | optuna.storages.BaseStorage, identity: Mapping[str, Any], costs: Sequence[str]
+) -> optuna.Study:
+    directions = [StudyDirection.MINIMIZE] * (1 + len(costs))
+    study = optuna.create_study(study_name=_NAME, storage=storage, directions=directions, load_if_exists=True)
+    held = study.user_attrs
+    # one that was made, and nothing more: the command was refused, and is mended now
+    unused = held.keys() == {"identity", "schema"} and held["schema"] == SCHEMA and held["identity"] != identity
+    fits = study.directions == directions and not study.get_trials(deepcopy=False)
+    if fits and (unused or "schema" not in held):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(["error", *costs])
+        study.set_user_attr("identity", dict(identity))
+        study.set_user_attr("schema", SCHEMA)  # the last one: without it, the study is made anew
+    return study
+
+
+def _make_file(storage: str, identity: Mapping[str, Any], costs: Sequence[str]) -> None:
+    """Make a file with an empty study where there is none, whole or not at all: Optuna makes tables and their indices
+    one by one, and doesn't miss those that a killed driver didn't come to.
+    """
+    path = Path(storage.removeprefix("sqlite:///"))
+    new = not path.is_file() or not path.stat().st_size
+    if not storage.startswith("sqlite:///") or not new or not path.parent.is_dir():
+        return
+    temporary = path.with_name(f"{path.name}.partial")
+    for left in (temporary, *(Path(f"{file}-journal") for file in (temporary, path))):
+        left.unlink(missing_ok=True)
+    made = optuna.storages.RDBStorage(f"sqlite:///{temporary}")
+    _made(made, identity, costs)
+    made.remove_session()
+    made.engine.dispose()
+    temporary.replace(path)
 
 
 def finished(storage: str, identity: Mapping[str, Any]) -> frozenset[str]:
@@ -812,9 +839,8 @@ def _readable(storage: object) -> Iterator[None]:
             if disk.full(error):
                 raise
             raise ValueError(f"{path} is no study, or a damaged one ({error}): {mend}") from None
-        # a driver that was killed while it made them leaves some of the tables: Optuna makes the others
-        if not tables <= _TABLES and not {"studies", "trials", "version_info"} <= tables:
-            raise ValueError(f"{path} is a database of something else: {mend}")
+        if tables and not {"studies", "trials", "version_info"} <= tables:
+            raise ValueError(f"{path} is a database of something else, or half of a study: {mend}")
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:

@@ -12,6 +12,7 @@ import os
 import platform
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -78,9 +79,7 @@ class Score:
     def same(self, out: Path, undisturbed: pd.DataFrame) -> None:
         """A run's table is that of an undisturbed run (runs.table)."""
         found = runs.table(out)
-        if len(found) == len(undisturbed):
-            differs = ~((found == undisturbed) | (found.isna() & undisturbed.isna())).all(axis=1)
-            self.wrong += int(differs.sum())
+        self.wrong += (_rows(found) - _rows(undisturbed)).total()
         pd.testing.assert_frame_equal(found, undisturbed)
 
     def no_orphans(self, mark: str, timeout: float = 20) -> None:
@@ -90,6 +89,10 @@ class Score:
             time.sleep(0.1)
         self.orphans += len(left)
         assert left == {}
+
+
+def _rows(table: pd.DataFrame) -> Counter[tuple[Any, ...]]:
+    return Counter(table.astype(object).where(table.notna(), None).itertuples(index=False, name=None))
 
 
 @pytest.fixture
@@ -156,10 +159,11 @@ class Board:
         ]
 
     def survives(self, row: int) -> bool:
-        """Whether faults of this row were injected, and nothing failed."""
+        """Whether faults of this row were injected, nothing failed, and the counters are 0."""
         scores = self.scores.get(row, [])
         injected, survived = (sum(s[k] for s in scores) for k in ("injected", "survived"))
-        return row not in self.failed and injected == survived > 0
+        harmed = any(score[key] for score in scores for key in ("lost", "wrong", "orphans"))
+        return row not in self.failed and injected == survived > 0 and not harmed
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if not self.scores:

@@ -110,7 +110,7 @@ def test_failure_and_nan_are_failed_never_complete(tmp_path: Path, kind: dict[st
 
 
 def test_study_of_another_search_is_refused(tmp_path: Path) -> None:
-    open_study(tmp_path, [])
+    open_study(tmp_path, []).ask()
     with pytest.raises(ValueError, match="epochs: None there, 3 here"):
         open_study(tmp_path, ["epochs=3"])
 
@@ -337,3 +337,11 @@ os.kill(os.getpid(), signal.SIGKILL)
     again = open_study(tmp_path, [])
     assert again.settled.keys() == first.settled.keys()
     assert len(drain(again)) > 0
+
+
+def test_a_study_that_nothing_was_asked_of_takes_other_settings(tmp_path: Path) -> None:
+    open_study(tmp_path, ["teacher=/mistyped"])  # the command was refused after that
+    study = open_study(tmp_path, [])
+    assert study.ask() is not None
+    with pytest.raises(ValueError, match="holds another search"):
+        open_study(tmp_path, ["teacher=/another"])
