@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import spaces
-from smskd import cli, datasets, methods, names, pairs
+from smskd import cli, datasets, methods, names, pairs, store
 from smskd.numerics import COMPILES, PRECISIONS, Numerics
 from smskd.pairs import Pair
 from smskd.recipe import ANCHORS, WEIGHTINGS, Stage, make
@@ -34,7 +34,7 @@ _COMPARISON_STAGES = 3
 # What decides a search's numbers; a run folder holds one search only. The rest may change when a run is taken up again.
 _FREE = (
     *("trials", "confirm", "protocol", "reopen_test", "box", "log", "warm_start"),
-    *("cpus", "gpus", "address", "store", "out", "storage"),
+    *("cpus", "gpus", "address", "store", "store_key", "out", "storage"),
 )
 # Settings that came later, with their defaults: a search with these is the one that it was without them.
 _LATER = {
@@ -131,11 +131,20 @@ class Config:
         default_factory=lambda: ["tensorboard"],
         metadata={"help": "scalars of each trial go to: " + ", ".join(LOGGERS) + "; [] for none"},
     )
-    store: str = cli.key("runs/store", "folder of finished stages, shared by runs")
+    store: str = cli.key(
+        "runs/store",
+        "finished stages, shared by runs: a folder, or a URL such as s3://bucket/folder, of what pyarrow.fs knows; "
+        "?scheme=http&endpoint_override=host:port names a server of one's own",
+    )
+    store_key: str | None = cli.key(
+        None,
+        "file of 32 random bytes or more, its owner's alone: signs the store's entries, and those that it hasn't "
+        "signed are trained anew; the same for all who use the store, and at this place on every machine",
+    )
     out: str | None = cli.key(
         None,
         "folder of this run, with one in it for each of several pairs (default: runs/<space>-<pair, or "
-        "their number>-<data>-<digest of the settings>)",
+        "their number>-<data>-<digest of the settings>); or a URL, as in store=: the files in runs/ are copied there",
     )
     storage: str | None = cli.key(None, "database URL of the Optuna study (default: study.db in the run's folder)")
     box: list[float] | None = dataclasses.field(
@@ -216,6 +225,14 @@ class Config:
             raise ValueError("stop_margin= is of stop=dominated: give that too, or leave it out")
         if self.teacher is not None and self.teacher_epochs is not None:
             raise ValueError("teacher= names finished weights, so teacher_epochs= has no use; leave one of them out")
+        store.absolute(self.store)
+        if self.store_key is not None:
+            store.read_secret(Path(self.store_key))
+        if self.mirrored is not None and store.check_url(self.mirrored) and self.storage is None:
+            raise ValueError(
+                f"out={self.mirrored} can't hold the study, which is a database: give storage= too, "
+                "such as storage=postgresql+psycopg://host/name, or a folder as out="
+            )
 
     def _check_box(self, box: Sequence[float]) -> None:
         if len(box) != 4:
@@ -315,19 +332,30 @@ class Config:
 
     @property
     def folder(self) -> Path:
-        """Where the files of this run go: the same settings, the same folder."""
+        """Where the files of this run go: the same settings, the same folder. With a URL they are copied from there."""
+        if self.mirrored is not None:
+            return (Path("runs") / f"copied-{_digest(self.mirrored)}").absolute()
         if self.out is not None:
             return Path(self.out).absolute()
         return (Path("runs") / f"{self.space}-{self.pair}-{self.data}-{_digest(self.identity)}").absolute()
 
     @property
+    def mirrored(self) -> str | None:
+        """URL that the run's files are copied to; None: they stay in their folder."""
+        return self.out if self.out is not None and store.is_url(self.out) else None
+
+    @property
     def pipeline(self) -> dict[str, Any]:
         """What smskd.pipeline.prepare needs, with absolute paths: workers run in folders of their own."""
-        files = {"data_dir": self.data_dir or datasets.downloads(self.data), "teacher": self.teacher}
+        files = {
+            "data_dir": self.data_dir or datasets.downloads(self.data),
+            "teacher": self.teacher,
+            "store_key": self.store_key,
+        }
         paths = {k: str(Path(v).absolute()) if v else None for k, v in files.items()}
         networks = ("pair", "teacher_model", "student_model", "teacher_epochs", "precision", "compile")
         plain = {k: getattr(self, k) for k in (*networks, "data", "train_size", "image_size")}
-        return plain | paths | {"store": str(Path(self.store).absolute())}
+        return plain | paths | {"store": store.absolute(self.store)}
 
 
 def cores() -> int:
@@ -380,6 +408,8 @@ def parse_pairs(argv: Sequence[str]) -> list[Config]:
     if len(configs) == 1:
         return configs
     first = configs[0]
+    if first.mirrored is not None:
+        raise ValueError(f"out={first.mirrored} can hold the run of one pair: name one, or give a folder as out=")
     for key, why in (
         ("teacher", "one file can't hold the teachers of several pairs"),
         ("storage", "one database holds the study of one pair"),

@@ -20,7 +20,7 @@ from search import export
 from search.config import Config, cores
 from search.study import Record
 from smskd.recipe import Recipe
-from smskd.store import Store
+from smskd.store import open_store
 
 Settled = Mapping[str, tuple[Recipe, list[Record]]]
 # of the data set, what it takes to give the student an image; studies of before have no moments
@@ -178,7 +178,7 @@ def _write_student(config: Config, bench: Mapping[str, Any], recipe: Recipe, rec
     place, note = config.folder / export.WEIGHTS, config.folder / export.NOTE
     if _is_there(place, note, key):
         return
-    verified = Store(Path(config.store)).verified(key)
+    verified = open_store(config.store, config.store_key).verified(key)
     if verified is None:
         return  # somebody emptied the store: the student of an earlier writing stays, if there is one
     for of_another in (export.PT2, export.ONNX):

@@ -27,6 +27,7 @@ from rich.text import Text
 
 from search import config as configs
 from search.config import Config, cores
+from smskd import store
 
 if TYPE_CHECKING:
     from search.estimate import Between, Cost, Rehearsal, Task, Work
@@ -125,7 +126,7 @@ def _plan(config: Config) -> Plan:
         recipes=estimate.to_rehearse(works),
         looked_up=looked_up,
         seeds=config.search_seeds,
-        scratch=_existing(Path(config.store).absolute()),
+        scratch=_existing(store.folder(config.store)),
     )
     found = estimate.together(_rehearse(task, processes, threads=max(1, int(config.cpus))))
     sd, sd_from = _pilot(config)

@@ -29,7 +29,7 @@ from smskd.forgetting import Validation
 from smskd.numerics import Numerics, choose
 from smskd.pairs import Pair
 from smskd.recipe import Recipe, parse
-from smskd.store import Entry, Store
+from smskd.store import Entry, Store, folder, is_url, open_store
 from smskd.teacher import Teacher
 
 # Epochs of a rehearsed stage: the first fills tables and pays what is paid once, the others are timed.
@@ -71,15 +71,15 @@ def rehearse(task: Task) -> Rehearsal:
         torch.backends.cudnn.benchmark = False
     numerics = choose(settings["precision"], settings["compile"], cuda=place.type == "cuda")
     epochs = pair.teacher_epochs if settings["teacher_epochs"] is None else settings["teacher_epochs"]
-    store = Path(settings["store"])
     network = models.build(pair.teacher.name, num_classes=data.classes, in_channels=data.channels)
     if settings["teacher"] is not None:
         network.load_state_dict(teacher.read_weights(Path(settings["teacher"]), network))
     network.to(place)
     teachers, held = frozenset[int](), dict[Unit, int]()
-    if (store / "entries").is_dir():  # a Store makes its folders
-        digests = _teachers(task, Store(store), data, pair, network, epochs, numerics)
-        teachers, held = frozenset(digests), _held(task, Store(store), data, pair, digests, numerics)
+    if is_url(settings["store"]) or (folder(settings["store"]) / "entries").is_dir():  # a Store makes its folders
+        store = open_store(settings["store"], settings["store_key"])
+        digests = _teachers(task, store, data, pair, network, epochs, numerics)
+        teachers, held = frozenset(digests), _held(task, store, data, pair, digests, numerics)
     elif settings["teacher"] is not None:
         teachers = frozenset({0})
     return _timed(task, pair, data, network, numerics, prepare=prepared, held=held, teachers=teachers)

@@ -20,7 +20,7 @@ from search.config import Config, cores
 from search.progress import FrontLine, Standing, brief, cost_text
 from search.study import Limits, Record, Study
 from smskd.recipe import Recipe, parse
-from smskd.store import Store
+from smskd.store import open_store
 
 if TYPE_CHECKING:
     from search.searcher import Bench, Job, Source
@@ -146,9 +146,12 @@ class Session:
             return None
         opened = self.study.attributes.get(_OPENED, {})
         settled, confirmed = self.study.settled, self._confirmed()
-        store = Store(Path(self.config.store))
+        store = open_store(self.config.store, self.config.store_key)
         records = [record for found in (settled, confirmed) for _, told in found.values() for record in told]
-        store.own(self.config.folder, (stage["key"] for record in records for stage in record["stages"]))
+        store.own(
+            self.config.mirrored or self.config.folder,
+            (stage["key"] for record in records for stage in record["stages"]),
+        )
         facts = {
             "stage_runs": self.trained["search"],
             "stage_runs_unshared": sum(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +20,12 @@ import pandas as pd
 from rich.console import Console
 
 from reports import front, results, several
+from search import mirror
 from search.config import Config
 from search.progress import Outcome, Progress, closing, closing_several
 from search.session import Session
 from search.study import Record
-from smskd.store import Store
+from smskd.store import is_url, open_store
 
 if TYPE_CHECKING:
     from search.loggers import Loggers
@@ -93,6 +95,8 @@ class Search:
         self._summaries = [summary for summary in written if summary is not None]
         if len(self.sessions) > 1 and self._summaries:
             _write(self._folder, [session.pair for session in self.sessions])
+        if self._first.mirrored is not None:
+            mirror.copy(self._folder, self._first.mirrored)
 
     def close(self) -> None:
         """Print what came of it, after `write`."""
@@ -208,17 +212,15 @@ def held(configs: Sequence[Config]) -> Iterator[None]:
     """Make the run's folders and the store, and hold the folders: one driver a run.
 
     Raises:
-        ValueError: a folder can't be written to, is held by another driver, or holds the other kind of run.
+        ValueError: a place can't be written to, is held by another driver, or holds the other kind of run.
     """
     run, *pairs = folders(configs)
-    store = Path(configs[0].store).absolute()
-    for key, place in (("out", run), *(("out", pair) for pair in pairs), ("store", store)):
-        try:
-            place.mkdir(parents=True, exist_ok=True, mode=0o700)
-            (place / ".writable").touch()
-            (place / ".writable").unlink()
-        except OSError as error:
-            raise ValueError(f"{key}={place} can't be written to: {error.strerror}; choose another folder") from None
+    first = configs[0]
+    _check_writable("store", first.store if is_url(first.store) else Path(first.store).absolute())
+    for folder in (run, *pairs):
+        _check_writable("out", folder)
+    if first.mirrored is not None:
+        _check_writable("out", first.mirrored)
     with contextlib.ExitStack() as locks:
         for folder in (run, *pairs):
             try:
@@ -227,11 +229,29 @@ def held(configs: Sequence[Config]) -> Iterator[None]:
                 raise ValueError(
                     f"another search is at work in {folder}: wait for it, or choose another folder with out="
                 ) from None
+        if first.mirrored is not None:
+            locks.enter_context(mirror.held(run, first.mirrored))
         if several.is_several(run) != bool(pairs) and (run / "run.json").is_file():
             kind = "one pair" if pairs else "several pairs"
             raise ValueError(f"{run} holds a search of {kind}: choose another folder with out=")
-        Store(store).sweep()
+        open_store(first.store, first.store_key).sweep()
         yield
+
+
+def _check_writable(key: str, place: str | Path) -> None:
+    try:
+        if isinstance(place, str):
+            from smskd import remote
+
+            remote.Files(place).check_writable()
+            return
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # another driver may be looking at the same store
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".writable"):
+            pass
+    except OSError as error:
+        told = error.strerror or str(error)
+        raise ValueError(f"{key}={place} can't be written to: {told}; choose another place") from None
 
 
 def _write(folder: Path, pairs: Sequence[str]) -> None:

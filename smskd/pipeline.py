@@ -32,7 +32,7 @@ from smskd.methods.base import Batch
 from smskd.numerics import FLOAT32, Numerics
 from smskd.pairs import Network, Pair, Schedule
 from smskd.recipe import Recipe, Stage
-from smskd.store import Entry, Store, address
+from smskd.store import Entry, Store, address, open_store
 from smskd.teacher import Teacher
 
 STORE = Path("runs/store")
@@ -136,6 +136,7 @@ def run(
     teacher: str | Path | None = None,
     teacher_epochs: int | None = None,
     store: str | Path = STORE,
+    store_key: str | Path | None = None,
     device: str | None = None,
     precision: str | None = None,
     compile: str | None = None,
@@ -156,7 +157,7 @@ def run(
         teacher: a file with the teacher's weights; None: trained once and kept in the store. Further teachers, of a
             recipe that has several, are trained always.
         teacher_epochs: for a teacher that is trained; None: the pair's own.
-        store: folder of finished stages.
+        store, store_key: finished stages, and what signs them, as in smskd.store.open_store.
         device: as torch names it; None: cuda if there is one, else cpu.
         precision, compile: as in smskd.numerics; None: what suits the device.
         test_each_epoch: look at the test split after every epoch, which changes nothing of the training. For runs whose
@@ -172,7 +173,7 @@ def run(
     bench = prepare(
         pair=pair, teacher_model=teacher_model, student_model=student_model, data=data, data_dir=data_dir,
         train_size=train_size, image_size=image_size, teacher=teacher, teacher_epochs=teacher_epochs, store=store,
-        device=device, precision=precision, compile=compile,
+        store_key=store_key, device=device, precision=precision, compile=compile,
     )  # fmt: skip
     return distil(
         recipe, bench, seed=seed, epochs=epochs, epochs_total=epochs_total, test_each_epoch=test_each_epoch,
@@ -285,6 +286,7 @@ def prepare(
     teacher: str | Path | None = None,
     teacher_epochs: int | None = None,
     store: str | Path = STORE,
+    store_key: str | Path | None = None,
     device: str | None = None,
     precision: str | None = None,
     compile: str | None = None,
@@ -298,7 +300,8 @@ def prepare(
     """
     chosen = pairs.choose(pair, teacher_model, student_model)
     wanted = (
-        chosen.name, data, data_dir, train_size, image_size, teacher, teacher_epochs, store, device, precision, compile,
+        chosen.name, data, data_dir, train_size, image_size, teacher, teacher_epochs, store, store_key, device,
+        precision, compile,
     )  # fmt: skip
     if wanted not in _benches:
         made = _prepared(chosen, *wanted[1:], on_epoch)
@@ -320,6 +323,7 @@ def _prepared(
     teacher: str | Path | None,
     teacher_epochs: int | None,
     store: str | Path,
+    store_key: str | Path | None,
     device: str | None,
     precision: str | None,
     compile: str | None,
@@ -331,7 +335,7 @@ def _prepared(
     if place.type == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-    shelf = Store(Path(store))
+    shelf = open_store(store, store_key)
     epochs = table.teacher_epochs if teacher_epochs is None else teacher_epochs
     if epochs < 1:
         raise ValueError(f"teacher_epochs >= 1 must hold, but got teacher_epochs={epochs}")
@@ -436,10 +440,10 @@ def finish_stage(
         test_each_epoch=test_each_epoch,
     )  # fmt: skip
     key = address(identity)
-    entry = store.get(key)
+    entry = store.get(key, network.state_dict())
     if entry is None:
         with store.lock(key):
-            entry = store.get(key)  # whoever held the lock may have trained it
+            entry = store.get(key, network.state_dict())  # whoever held the lock may have trained it
             if entry is None:
                 if parent is not None:
                     network.load_state_dict(dict(parent.weights))

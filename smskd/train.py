@@ -51,7 +51,8 @@ class Config:
     )
     compile: str | None = cli.key(None, "compile the student: " + ", ".join(COMPILES) + " (default: off)")
     threads: int = cli.key(1, "threads on a CPU; part of a stage's identity in the store")
-    store: str = cli.key("runs/store", "folder of finished stages")
+    store: str = cli.key("runs/store", "finished stages: a folder, or a URL such as s3://bucket/folder")
+    store_key: str | None = cli.key(None, "file with the secret that signs them; what it hasn't signed is trained anew")
     out: str = cli.key("runs/student.safetensors", "where the student's weights are written")
 
 
@@ -128,6 +129,7 @@ def _train(config: Config, recipe: Recipe) -> int:
         "teacher",
         "teacher_epochs",
         "store",
+        "store_key",
     )
     settings = {key: getattr(config, key) for key in keys}
     bench = pipeline.prepare(**settings, device=None)

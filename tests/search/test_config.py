@@ -30,6 +30,11 @@ ROOT = Path(__file__).parents[2]
         (["space=weighting", "weighting=tcp"], "no effect"),
         (["cpus=0"], "cpus > 0"),
         (["data_dir=x"], "digits"),
+        (["store=s3://me:secret@bucket/x"], "s3://bucket/x must be given without user:secret@"),
+        (["store=s3:///x"], "must name a bucket"),
+        (["store_key=/nowhere"], "store_key=/nowhere can't be read"),
+        (["out=s3://bucket/run"], "give storage= too"),
+        (["out=s3://me:secret@bucket/run", "storage=sqlite:///x.db"], "without user:secret@"),
     ],
 )
 def test_bad_input_is_refused_with_the_mend(words: list[str], said: str) -> None:
@@ -42,6 +47,19 @@ def test_bad_input_is_refused_with_the_mend(words: list[str], said: str) -> None
 def test_same_settings_same_folder_and_free_settings_do_not_move_it() -> None:
     assert config.parse([]).folder == config.parse(["trials=3", "cpus=2", "confirm=0"]).folder
     assert config.parse([]).folder != config.parse(["epochs=1"]).folder
+
+
+def test_urls_are_not_taken_for_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config_ = config.parse(["store=s3://bucket/store", "out=s3://bucket/run", "storage=sqlite:///x.db"])
+    assert config_.pipeline["store"] == "s3://bucket/store"
+    assert config_.folder.parent == tmp_path / "runs" and config_.mirrored == "s3://bucket/run"
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(32))
+    secret.chmod(0o600)
+    signed = config.parse(["store=x", "store_key=secret"])
+    assert (signed.pipeline["store"], signed.pipeline["store_key"]) == (str(tmp_path / "x"), str(secret))
+    assert signed.identity == config.parse([]).identity and signed.mirrored is None
 
 
 def test_workers_look_for_a_set_where_the_driver_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +84,7 @@ def test_workers_look_for_a_set_where_the_driver_does(tmp_path: Path, monkeypatc
         (["pair=[tiny,resnet56_resnet20]", "storage=sqlite:///x.db"], "storage= can't be given with several pairs"),
         (["pair=[tiny,resnet56_resnet20]", "teacher_model=resnet18", "student_model=resnet18"], "leave pair="),
         (["pair=[tiny,resnet56_resnet20]", "pair=tiny"], "twice"),
+        (["pair=[tiny,resnet56_resnet20]", "out=s3://b/r", "storage=sqlite:///x.db"], "the run of one pair"),
     ],
 )
 def test_bad_pairs_are_refused_with_the_mend(words: list[str], said: str) -> None:

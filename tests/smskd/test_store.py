@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
 import torch
 
-from smskd.store import MANIFEST, WEIGHTS, Store, address, main
+from smskd import store as stores
+from smskd.store import MANIFEST, METHODS, WEIGHTS, Store, address, main, open_store, read_secret
 
 IDENTITY = {"network": "tiny", "seed": 3, "parent": None}
 KEY = address(IDENTITY)
@@ -160,6 +163,147 @@ def test_failed_write_leaves_the_store_as_before(tmp_path: Path, monkeypatch: py
     assert store.get(key) is not None
 
 
+# --- what others may have written
+
+
+def _secret(path: Path, content: bytes = bytes(range(32)), mode: int = 0o600) -> Path:
+    path.write_bytes(content)
+    path.chmod(mode)
+    return path
+
+
+def test_what_is_not_signed_is_never_used(tmp_path: Path) -> None:
+    mine, other = _secret(tmp_path / "mine"), _secret(tmp_path / "other", bytes(32))
+    _filled(tmp_path / "store")
+    signing = open_store(tmp_path / "store", mine)
+    assert signing.get(KEY) is None  # unsigned
+    with signing.lock(KEY):
+        signing.put(KEY, IDENTITY, _weights(), FACTS, LEARNED)
+    assert signing.get(KEY) is not None
+    assert Store(tmp_path / "store").get(KEY) is not None  # without a secret it isn't looked at
+    assert open_store(tmp_path / "store", other).get(KEY) is None
+    assert len(list((tmp_path / "store" / "aside").iterdir())) == 2
+
+
+@pytest.mark.parametrize("change", ["facts", "signature", "none"])
+def test_a_forged_manifest_with_a_right_checksum(tmp_path: Path, change: str) -> None:
+    store = open_store(tmp_path / "store", _secret(tmp_path / "secret"))
+    with store.lock(KEY):
+        store.put(KEY, IDENTITY, _weights(), FACTS, LEARNED)
+    path = store.path(KEY) / MANIFEST
+    manifest = json.loads(path.read_text())
+    del manifest["check"]
+    signature = manifest.pop("signature")
+    if change == "facts":
+        manifest["facts"]["val_accuracy"] = 1.0
+    manifest["check"] = stores.hashlib.sha256(stores.canonical(manifest).encode()).hexdigest()
+    if change != "none":
+        manifest["signature"] = signature if change == "facts" else ["x"]
+    path.write_text(json.dumps(manifest))
+    assert Store(store.root).verified(KEY) is not None
+    assert store.get(KEY) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "told"),
+    [(bytes(31), 0o600, "32 bytes"), (bytes(5000), 0o600, "4096"), (bytes(32), 0o640, "0640"), (None, 0, "No such")],
+)
+def test_a_secret_must_be_one(tmp_path: Path, content: bytes | None, mode: int, told: str) -> None:
+    path = tmp_path / "secret"
+    if content is not None:
+        _secret(path, content, mode)
+    with pytest.raises(ValueError, match=told):
+        read_secret(path)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, WEIGHTS, METHODS])
+@pytest.mark.parametrize("what", ["link", "pipe", "folder", "large"])
+def test_only_regular_files_of_bounded_size_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, what: str
+) -> None:
+    store = _filled(tmp_path / "store")
+    path = store.path(KEY) / name
+    content = path.read_bytes()
+    path.unlink()
+    if what == "link":  # to what was there: it isn't followed all the same
+        (tmp_path / "elsewhere").write_bytes(content)
+        path.symlink_to(tmp_path / "elsewhere")
+    elif what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    else:
+        monkeypatch.setattr(stores, "MANIFEST_BYTES" if name == MANIFEST else "WEIGHTS_BYTES", len(content) - 1)
+        path.write_bytes(content)
+    assert store.entries() == [] or name != MANIFEST
+    assert store.get(KEY) is None
+    assert len(list((tmp_path / "store" / "aside").iterdir())) == 1
+
+
+@pytest.mark.parametrize("like", [{"a": torch.ones(3, 4)}, {"b": torch.ones(3, 4), "steps": torch.tensor(7)}])
+def test_weights_of_another_network_are_set_aside(tmp_path: Path, like: dict[str, torch.Tensor]) -> None:
+    store = _filled(tmp_path)
+    assert store.get(KEY, _weights()) is not None
+    assert store.get(KEY, like) is None
+    assert not store.path(KEY).exists()
+
+
+def test_deep_manifests_are_no_crash(tmp_path: Path) -> None:
+    store = _filled(tmp_path)
+    (store.path(KEY) / MANIFEST).write_text("[" * 10**6)
+    assert store.entries() == [] and store.digest(KEY) is None and store.get(KEY) is None
+
+
+def test_an_entry_that_is_there_stays(tmp_path: Path) -> None:
+    store = _filled(tmp_path)
+    before = _files(tmp_path)
+    with store.lock(KEY):
+        kept = store.put(KEY, IDENTITY, {"a": torch.zeros(1)}, FACTS, LEARNED)
+    assert _files(tmp_path) == before and kept.weights.keys() == _weights().keys()
+
+
+def test_a_store_for_a_group_stays_open_to_it(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        (tmp_path / "store").mkdir()
+        (tmp_path / "store").chmod(0o2770)
+        store = _filled(tmp_path / "store")
+        assert store.get(KEY) is not None
+        folders = [p for p in store.root.rglob("*") if p.is_dir()]
+        assert len(folders) == 6 and {stat.S_IMODE(p.stat().st_mode) for p in folders} == {0o2770}
+        assert stat.S_IMODE((store.root / "locks" / KEY).stat().st_mode) == 0o660
+        assert stat.S_IMODE((Store(tmp_path / "own").root).stat().st_mode) == 0o700
+    finally:
+        os.umask(before)
+
+
+def test_a_note_of_another_machine_stays_until_it_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = _filled(tmp_path / "store")
+    where = f"store={store.root}"
+    with monkeypatch.context() as there:
+        there.setattr("socket.gethostname", lambda: "node7")
+        there.setenv("USER", "ada")
+        store.own(tmp_path / "nowhere here", [KEY])
+    store.prune(0)
+    assert [entry.needed_by for entry in store.entries()] == [(f"ada@node7:{tmp_path / 'nowhere here'}",)]
+    assert main([where, "do=forget", "run=/other"]) == 2
+    assert "ada@node7:" in capsys.readouterr().err
+    assert main([where, "do=forget", f"run={tmp_path / 'nowhere here'}"]) == 0
+    assert [entry.needed_by for entry in store.entries()] == [()]
+    store.prune(0)
+    assert store.keys() == []
+
+
+def test_a_damaged_note_prunes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = _filled(tmp_path)
+    store.own(tmp_path, [KEY])
+    next((tmp_path / "owners").iterdir()).write_text("[]")
+    assert main([f"store={tmp_path}", "do=prune", "keep=0"]) == 2
+    assert "damaged" in capsys.readouterr().err and store.keys() == [KEY]
+
+
 # --- looking after a store
 
 
@@ -254,7 +398,11 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (["do=prune", "keep=lots"], "keep=lots"),
         (["do=prune", "keep=-1"], "keep=-1"),
         (["do=prune", "keep=nan"], "keep=nan"),
+        (["do=forget"], "run="),
+        (["run=/x"], "run="),
+        (["store_key=/nowhere"], "store_key=/nowhere"),
         (["store=/nowhere"], "no store"),
+        (["store=s3://me:secret@bucket"], "without user:secret@"),
     ],
 )
 def test_bad_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str) -> None:
