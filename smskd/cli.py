@@ -17,6 +17,7 @@ from smskd import names
 T = TypeVar("T")
 # Of a file, or of a word: no setting comes near.
 _BYTES, _DEPTH = 64 * 1024, 8
+_SHOWN = 200
 # The one that OmegaConf takes: what is checked is what is read.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -60,7 +61,7 @@ def parse(schema: type[T], argv: Sequence[str], *, base: Mapping[str, Any] | Non
         return cast(T, OmegaConf.to_object(config))
     except (omegaconf.errors.OmegaConfBaseException, TypeError, yaml.YAMLError):  # YAML's, of values such as [kd
         wanted = {f.name: f.type for f in dataclasses.fields(cast(Any, schema))}[key]
-        raise ValueError(f"{key} must be {_readable(str(wanted))}, but got {value!r}") from None
+        raise ValueError(f"{key} must be {_readable(str(wanted))}, but got {repr(value)[:_SHOWN]}") from None
 
 
 def _loaded(word: str) -> omegaconf.DictConfig:
