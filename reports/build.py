@@ -97,7 +97,7 @@ def read_info(run: Path) -> dict[str, Any]:
 def _read(run: Path, parts: Sequence[str]) -> dict[str, Any]:
     path = run / "run.json"
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = results.read_json(path)
     except FileNotFoundError as cause:
         raise ValueError(f"a run folder holds run.json, but {run} doesn't; {_AGAIN}") from cause
     except (OSError, ValueError) as cause:
@@ -120,7 +120,7 @@ def _wrong(info: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(cost, str) or set(cost.split(",")) - set(COSTS):
         yield f"cost must be one of {known}, or two with a comma, but is {cost!r}"
     chosen = info.get("objectives", ["error", *cost.split(",")])
-    if not isinstance(chosen, list) or chosen[:1] != ["error"] or not chosen[1:] or set(chosen[1:]) - set(COSTS):
+    if not _texts(chosen) or chosen[:1] != ["error"] or not chosen[1:] or set(chosen[1:]) - set(COSTS):
         yield f"objectives must be error and some of {known}, but are {chosen!r}"
     limits = info.get("limits", {})
     if not isinstance(limits, dict) or set(limits) - set(LIMITS) or not all(map(_number_or_none, limits.values())):
@@ -129,7 +129,7 @@ def _wrong(info: Mapping[str, Any]) -> Iterator[str]:
     if box is not None:
         ends = [box.get(key) for key in ("error", "cost")] if isinstance(box, dict) else []
         good = len(ends) == 2 and all(isinstance(e, list) and len(e) == 2 and all(map(_number, e)) for e in ends)
-        if not good or box.get("cost_name") not in COSTS:
+        if not good or box.get("cost_name") not in list(COSTS):
             yield f"box must have error and cost, two numbers each, and a cost_name of {known}, but is {box!r}"
     for section, key, kind in (
         *(("dataset", size, int) for size in ("train", "validation", "test")),
@@ -138,10 +138,19 @@ def _wrong(info: Mapping[str, Any]) -> Iterator[str]:
         value = info[section].get(key) if isinstance(info.get(section), dict) else None
         if value is not None and not isinstance(value, kind):
             yield f"{key} of {section} must be of type {kind.__name__}, but is {value!r}"
-    for key, kinds in (("front", list), ("versions", dict), ("recipes", int), ("seconds", (int, float))):
+    front, begun = info.get("front"), info["config"].get("warm_start")
+    if front is not None and not _texts(front):
+        yield f"front must be a list of ids, but is {front!r}"
+    if not isinstance(begun, str | None) and not _texts(begun):
+        yield f"warm_start must be a list of names, but is {begun!r}"
+    for key, kinds in (("versions", dict), ("recipes", int), ("seconds", (int, float))):
         value = info.get(key)
         if value is not None and not isinstance(value, kinds):
             yield f"{key} must not be {value!r}"
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _number(value: object) -> bool:

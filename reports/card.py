@@ -6,7 +6,6 @@ known is left out: there is no licence, since that depends on the data, too.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import yaml
 
 from reports.front import COSTS, objectives, summarise, winner
 from reports.gains import baseline, gains
-from reports.results import write_atomically
+from reports.results import read_json, write_atomically
 from reports.statistics import pooled_sd, sampling_half_width
 from reports.tables import Grid, markdown_grid, markdown_text
 from reports.text import NONE, cost_text, display, duration, known, number, percent, plural, points, settings, when
@@ -369,7 +368,7 @@ def write(run: Path, results: pd.DataFrame, info: Mapping[str, Any]) -> None:
         files["best.yaml"] = (run / "best.yaml").read_text(encoding="utf-8", errors="replace")
     if {"student.json", "student.safetensors"} <= files.keys():
         try:
-            student = json.loads((run / "student.json").read_bytes())
+            student = read_json(run / "student.json")
         except ValueError as error:
             raise ValueError(
                 f"{run / 'student.json'} is damaged ({error}); run the same search command again: it writes it anew"

@@ -228,7 +228,10 @@ def _forest(
     evaluator = optuna.importance.FanovaImportanceEvaluator(
         n_trees=trees, max_depth=_DEPTH, seed=int(rng.integers(2**31))
     )
-    found_shares = evaluator.evaluate(study)
+    try:
+        found_shares = evaluator.evaluate(study)
+    except RuntimeError:  # of values that are all alike in every tree, nothing is a share
+        return np.zeros(len(factors))
     return np.array(
         [min(1.0, sum(found_shares[name] for name, (of, _) in columns.items() if of == factor)) for factor in factors]
     )

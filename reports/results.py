@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -18,7 +19,21 @@ SCHEMA = 3
 PHASES = ("search", "confirm")
 STATUSES = ("complete", "failed", "pruned")
 _OF_TEST = ("test_accuracy", "test_best_accuracy")
+_FRACTIONS = ("val_accuracy", *_OF_TEST)
+_CHOICES = {"phase": PHASES, "status": STATUSES}
+# No run comes near, and what is computed of these stays finite.
+_COUNTS = {
+    "n_stages": 10**3,
+    "epochs": 10**9,
+    "total_epochs": 10**9,
+    "params": 10**15,
+    "teachers": 10**3,
+} | dict.fromkeys(
+    ("train_flops", "device_seconds", "spent_flops", "spent_seconds", "latency_ms", "extra_teacher_flops"), 1e60
+)
 _KEY = b"smskd_schema"
+# What is read at most: run.json and its like; rows of a table, and its bytes on disk and unpacked.
+_JSON_BYTES, _ROWS, _TABLE_BYTES = 2**26, 10**6, 2**30
 _AGAIN = "run the same search command again: finished stages are kept, and the table is written anew"
 
 
@@ -114,7 +129,15 @@ def read(folder: Path) -> pd.DataFrame:
             "give the folder that a search wrote to"
         )
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+            size = max(path.stat().st_size, sum(group.total_byte_size for group in groups))
+            if file.metadata.num_rows > _ROWS or size > _TABLE_BYTES:
+                raise ValueError(
+                    f"{path} must have at most {_ROWS} rows and {_TABLE_BYTES} bytes, but has {file.metadata.num_rows} "
+                    f"and {size}; {_AGAIN}"
+                )
+            table = file.read()
     except (pa.ArrowException, OSError) as cause:
         raise ValueError(f"{path} is half-written or no Parquet file ({cause}); {_AGAIN}") from cause
     version = (table.schema.metadata or {}).get(_KEY, b"none").decode(errors="replace")
@@ -124,7 +147,50 @@ def read(folder: Path) -> pd.DataFrame:
         kind = table.schema.field(name).type if name in table.column_names else "no such column"
         if kind != _ARROW[column.dtype]:
             raise ValueError(f"column {name} of {path} must be {column.dtype}, but is {kind}; {_AGAIN}")
-    return _frame(table.select(list(COLUMNS)))
+    frame = _frame(table.select(list(COLUMNS)))
+    for name, column in COLUMNS.items():
+        values = frame[name]
+        wrong = values.isna() & (not column.nullable)
+        if column.dtype == "float64":
+            wrong |= values.abs() == math.inf
+        if name in _FRACTIONS:
+            wrong |= (values < 0) | (values > 1)
+        if name in _CHOICES:
+            wrong |= ~values.isin(_CHOICES[name])
+        if name in _COUNTS:
+            wrong |= (values < 0) | (values > _COUNTS[name])
+        if wrong.any():
+            raise ValueError(f"{name} can't be {values[wrong].iloc[0]!r}, as {path} says; {_AGAIN}")
+    return frame
+
+
+def read_json(path: Path) -> Any:
+    """What a file of JSON holds, as a search writes it: no larger than a run's, and of numbers that a float can be.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is too large, or no such JSON.
+    """
+    with path.open("rb") as file:
+        text = file.read(_JSON_BYTES + 1)
+    if len(text) > _JSON_BYTES:
+        raise ValueError(f"it must have at most {_JSON_BYTES} bytes")
+    try:
+        return json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _whole(text: str) -> int:
+    if len(text) > len(str(-(2**63))):
+        raise ValueError(f"a whole number of {len(text)} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:40]} is no number")
+    return value
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -174,9 +240,9 @@ def _check(row: Mapping[str, object]) -> dict[str, object]:
     if unknown:
         raise ValueError(f"unknown columns {unknown} in {_name(row)}; columns are {', '.join(COLUMNS)}")
     out = {name: _value(name, column, row) for name, column in COLUMNS.items()}
-    _one_of("phase", PHASES, row)
-    _one_of("status", STATUSES, row)
-    for name in ("val_accuracy", *_OF_TEST):
+    for name, choices in _CHOICES.items():
+        _one_of(name, choices, row)
+    for name in _FRACTIONS:
         value = out[name]
         if isinstance(value, float) and not 0 <= value <= 1:
             raise ValueError(f"{name} must be a fraction from 0 to 1, but is {value} in {_name(row)}")

@@ -5,8 +5,8 @@ Reads the table of results and run.json of the whole search only.
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from reports.front import NO_LIMITS, Limits, objectives, summarise, winner
+from reports.results import read_json
 from reports.statistics import Gain, half_width, paired_gain, pooled_sd
 from reports.text import MINUS, NONE, TIMES, display, duration, known, percent, plural, points, settings, when
 
@@ -28,6 +29,7 @@ COLUMNS = {
     **{"confirm_seeds": "Int64", "test_accuracy": "float64", "test_half_width": "float64"},
     **{"split": "str", "gain": "float64", "gain_half_width": "float64", "differences": "Int64"},
 }
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SPLITS = {"test": ("confirm", "test_accuracy"), "validation": ("search", "val_accuracy")}
 # Of the forest, in units of its drawing.
 _LEFT, _RIGHT, _ROW = 210.0, 700.0, 34.0
@@ -37,7 +39,7 @@ Row = Mapping[Any, Any]
 def is_several(run: Path) -> bool:
     """Whether the folder's run.json is of several pairs."""
     try:
-        return isinstance(json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]["pair"], list)
+        return isinstance(read_json(run / "run.json")["config"]["pair"], list)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -107,8 +109,11 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = info["config"]
     names = config["pair"]
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"pair in the config of run.json must be a list of names, but is {names!r}")
+    if not names or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
+        raise ValueError(
+            f"pair in the config of run.json must be a list of names that folders have ({_NAME.pattern}), but is "
+            f"{names!r}"
+        )
     costs, limits = objectives(info)
     rows: Sequence[Row] = table(results, names, costs, limits).to_dict("records")
     failed = int((results["status"] == "failed").sum())

@@ -18,6 +18,9 @@ from reports.recipes import labels
 
 NAME = "stages.csv"
 _NEEDED = ("recipe", "recipe_id", "seed", "phase", "stage", "methods", "val_accuracy", "agreement_teacher")
+_NUMBERS = ("seed", "val_accuracy", "agreement_teacher")
+# What is read at most, in bytes and in stages of a recipe.
+_BYTES, _STAGES = 2**28, 1000
 # Recipes of one sequence of stages, side by side: with and without an anchor, by weighting.
 _SHOWN = 6
 
@@ -29,9 +32,11 @@ def read(run: Path) -> pd.DataFrame | None:
         ValueError: the file is no such table.
     """
     path = run / NAME
+    again = "run the same search command again: it writes the file anew"
+    if path.is_file() and path.stat().st_size > _BYTES:
+        raise ValueError(f"{path} must have at most {_BYTES} bytes; {again}")
     if not path.is_file() or not path.read_text(encoding="utf-8", errors="replace").strip():
         return None
-    again = "run the same search command again: it writes the file anew"
     try:
         table = pd.read_csv(path)
     except (ValueError, OSError) as cause:
@@ -39,6 +44,12 @@ def read(run: Path) -> pd.DataFrame | None:
     missing = [name for name in _NEEDED if name not in table.columns]
     if missing:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}; {again}")
+    if len(table) and not (table["stage"].isin(range(1, _STAGES + 1)).all()):
+        raise ValueError(f"stage must be a number from 1 to {_STAGES} in {path}; {again}")
+    losses = [f"loss_of_stage_{stage}" for stage in sorted(set(table["stage"]))]
+    for name in (*_NUMBERS, *losses):
+        if name not in table.columns or not pd.api.types.is_numeric_dtype(table[name]):
+            raise ValueError(f"{path} must have numbers in its column {name}; {again}")
     return table
 
 

@@ -17,6 +17,7 @@ from smskd import names
 T = TypeVar("T")
 # Of a file, or of a word: no setting comes near.
 _BYTES, _DEPTH = 64 * 1024, 8
+_SHOWN = 200
 # The one that OmegaConf takes: what is checked is what is read.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SHOWN = 200  # characters of a wrong value, in the message

@@ -28,7 +28,7 @@ import pyarrow
 from pyarrow import fs
 
 from smskd import store as local
-from smskd.store import MANIFEST, METHODS, WEIGHTS, Entry, Store
+from smskd.store import KEY, MANIFEST, METHODS, WEIGHTS, Entry, Store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -235,7 +235,8 @@ class RemoteStore(Store):
 
     def keys(self) -> list[str]:
         """As in Store."""
-        return sorted(path.split("/")[-2] for path in self._files.list("entries") if path.endswith(MANIFEST))
+        found = (path.split("/")[-2] for path in self._files.list("entries") if path.endswith(MANIFEST))
+        return sorted(key for key in found if KEY.fullmatch(key))
 
     def _upload(self, key: str) -> None:
         for name in (WEIGHTS, METHODS, MANIFEST):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from smskd import cli
 from smskd.recipe import Recipe, make
-from smskd.store import Store
+from smskd.store import Store, is_url, open_store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,8 @@ class Config:
     run: str = cli.key("", "folder of the run; of a search of several pairs, the folder of one")
     sample: int = cli.key(3, "how many of its trainings are done anew, with all their stages, and the teacher")
     seed: int = cli.key(0, "of the choice")
-    store: str | None = cli.key(None, "folder of finished stages to compare with (default: the run's)")
+    store: str | None = cli.key(None, "finished stages to compare with: a folder, or a URL (default: the run's)")
+    store_key: str | None = cli.key(None, "file with the secret that signs them (default: the run's)")
 
     def __post_init__(self) -> None:
         if not Path(self.run).is_dir() or not self.run:
@@ -64,9 +65,10 @@ def reproduce(config: Config) -> list[Verdict]:
     """
     info, table = _read(Path(config.run))
     settings = info["config"]
-    place = Path(config.store or settings.get("store") or "")
-    if not (place / "entries").is_dir():
+    place = config.store or settings.get("store") or ""
+    if not is_url(place) and not (Path(place) / "entries").is_dir():
         raise ValueError(f"store={place} is no store of finished stages: give that of the run with store=")
+    kept = open_store(place, config.store_key or settings.get("store_key"))
     drawn = random.Random(config.seed).sample(range(len(table)), min(config.sample, len(table)))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
@@ -85,7 +87,7 @@ def reproduce(config: Config) -> list[Verdict]:
             looks = row["phase"] == "confirm" and settings.get("protocol") == "paper"
             pipeline.run(recipe, seed=int(row["seed"]), device=device, store=empty, test_each_epoch=looks, **wanted)
         cold = Store(Path(empty))
-        return _compared(cold, Store(place), Path(config.run).absolute())
+        return _compared(cold, kept, Path(config.run).absolute())
 
 
 def _compared(cold: Store, store: Store, run: Path) -> list[Verdict]:
@@ -157,7 +159,7 @@ def _read(run: Path) -> tuple[dict[str, Any], pd.DataFrame]:
         settings, environment = info["config"], info["environment"]
         if isinstance(settings["pair"], list):
             raise ValueError(f"{run} holds a search of several pairs: give the folder of one, such as {run}/PAIR")
-        texts = all(isinstance(settings.get(key), str | None) for key in (*_NETWORKS, "store", "protocol"))
+        texts = all(isinstance(settings.get(key), str | None) for key in (*_NETWORKS, "store", "store_key", "protocol"))
         counts = all(isinstance(settings.get(key), int | None) for key in _COUNTS)
         if not (texts and counts and isinstance(environment, dict) and isinstance(environment.get("threads", 1), int)):
             raise TypeError("a setting is of the wrong type")

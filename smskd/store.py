@@ -22,6 +22,7 @@ import hmac
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import stat
@@ -46,6 +47,7 @@ WEIGHTS = "weights.safetensors"
 METHODS = "methods.safetensors"
 MANIFEST = "manifest.json"
 MANIFEST_BYTES, WEIGHTS_BYTES = 16 * 2**20, 4 * 2**30  # larger files are not read
+KEY = re.compile(r"[0-9a-f]{64}")
 # What reading an entry raises that isn't as it was written.
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError)
 _SECRET_BYTES = (32, 4096)
@@ -198,7 +200,13 @@ class Store:
             self._make(self.root / folder)
 
     def path(self, key: str) -> Path:
-        """Where the entry of this key stands, if it exists."""
+        """Where the entry of this key stands, if it exists.
+
+        Raises:
+            ValueError: it is no key, and could name a place outside of the store.
+        """
+        if not KEY.fullmatch(key):
+            raise ValueError(f"a key must be 64 hexadecimal digits, but is {key[:100]!r}")
         return self.root / "entries" / key[:2] / key
 
     @contextlib.contextmanager
@@ -336,7 +344,7 @@ class Store:
 
     def keys(self) -> list[str]:
         """Those of all entries."""
-        return [place.name for place in sorted((self.root / "entries").glob("*/*"))]
+        return [place.name for place in sorted((self.root / "entries").glob("*/*")) if KEY.fullmatch(place.name)]
 
     def own(self, owner: str | Path, keys: Iterable[str]) -> None:
         """Note what a run has in its results: `prune` lets these entries be, and their parents and teachers, as long as

@@ -134,24 +134,30 @@ def test_recipes_are_averaged_only_where_all_pairs_finished_them(rows: pd.DataFr
 
 def test_the_page_escapes_names_and_fetches_nothing(rows: pd.DataFrame, make: Callable[..., Path]) -> None:
     hostile = '"><script>alert(1)</script><img src=//x onerror=y>'
-    rows["pair"] = rows["pair"].replace("two", hostile)
     rows["recipe"] = rows["recipe"].replace("kd", hostile)
-    folder = make(rows, ["one", hostile, "three"])
+    folder = make(rows, PAIRS)
+    info = json.loads((folder / "run.json").read_text())
+    info["pairs"]["two"]["teacher"]["name"] = info["config"]["space"] = info["commit"] = hostile
+    (folder / "run.json").write_text(json.dumps(info))
     page = build(folder).read_text(encoding="utf-8")
     assert "alert(1)" in page and "<script>alert" not in page and "<img" not in page
-    assert re.findall(r'href="([^"]*)"', page) == [
-        "./one/report.html",
-        "./%22%3E%3Cscript%3Ealert%281%29%3C/script%3E%3Cimg%20src%3D//x%20onerror%3Dy%3E/report.html",
-        "./three/report.html",
-    ]
+    assert re.findall(r'href="([^"]*)"', page) == [f"./{pair}/report.html" for pair in PAIRS]
     assert "<link" not in page and "@import" not in page and "url(" not in page and "http:" not in page
     assert len(page) < 100_000  # no Vega
     text = html.unescape(re.sub(r"<[^>]+>", " ", page))
-    table = several.table(results.read(folder), ["one", hostile, "three"], ["flops"])
+    table = several.table(results.read(folder), PAIRS, ["flops"])
     mean = table.iloc[-1]
     shown = f"{100 * mean['gain']:+.2f} ± {100 * mean['gain_half_width']:.2f}"
     assert re.search(rf"mean over pairs +{re.escape(shown)} +3 pairs", text)
     assert "trained for more epochs than the baseline" in text
+
+
+@pytest.mark.parametrize("name", ["..", "../one", "/one", "a/b", "", ".one", "One", "-one", "x" * 65, "one\n"])
+def test_a_name_that_is_no_folder_s_is_refused(
+    rows: pd.DataFrame, make: Callable[..., Path], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main([f"run={make(rows, ['one', name])}"]) == 2
+    assert "must be a list of names" in capsys.readouterr().err
 
 
 def test_an_unfinished_search_says_so(rows: pd.DataFrame, make: Callable[..., Path]) -> None:

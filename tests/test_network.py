@@ -1,0 +1,79 @@
+"""A search connects to this machine alone: every connection of all its processes, as the system sees them."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import runs
+
+_STRACE = shutil.which("strace")
+# -y names what a descriptor is; connections, and datagrams with an address of their own
+_CALL = re.compile(r"\b(connect|sendto|sendmsg)\(\d+<(?P<what>[^>]*)")
+_ADDRESS = re.compile(r'inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)"')
+
+
+def own_addresses() -> set[str]:
+    """Those of this machine: what is sent there doesn't leave it."""
+    told = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=True)
+    return {*told.stdout.split(), "0.0.0.0", "::"}
+
+
+def connected(trace: str) -> dict[str, str]:
+    """Addresses of the internet that were connected or sent to: address -> the call."""
+    found = {}
+    for line in trace.splitlines():
+        if _CALL.search(line):
+            for four, six in _ADDRESS.findall(line):
+                found[four or six] = line
+    return found
+
+
+def outside(trace: str) -> dict[str, str]:
+    own = own_addresses()
+    return {
+        address: call
+        for address, call in connected(trace).items()
+        if not ipaddress.ip_address(address).is_loopback and address not in own
+    }
+
+
+def traced(command: list[str], trace: Path, **environment: str) -> str:
+    """What a command and all processes that it starts connect to."""
+    assert _STRACE is not None
+    watched = [_STRACE, "--seccomp-bpf", "-f", "-qq", "-y", "-s", "0", "-e", "signal=none"]
+    watched += ["-e", "trace=connect,sendto,sendmsg", "-o", str(trace)]
+    done = subprocess.run(
+        [*watched, *command], cwd=runs.ROOT, env=runs.environment(**environment), capture_output=True, text=True,
+        timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return trace.read_text()
+
+
+@pytest.mark.skipif(_STRACE is None, reason="strace isn't here")
+def test_connections_are_seen(tmp_path: Path) -> None:
+    code = """
+for family, address in ((socket.AF_INET, "198.51.100.1"), (socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+    with socket.socket(family, socket.SOCK_DGRAM) as one:
+        one.connect_ex((address, 9))
+"""
+    trace = traced([sys.executable, "-c", code], tmp_path / "trace")
+    assert set(connected(trace)) == {"198.51.100.1", "127.0.0.1", "::1"}
+    assert set(outside(trace)) == {"198.51.100.1"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(_STRACE is None, reason="strace isn't here")
+def test_a_search_connects_to_this_machine_alone(tmp_path: Path) -> None:
+    words = ["methods=[kd]", "seeds=1"]
+    trace = traced(runs.command(tmp_path / "run", tmp_path / "store", *words), tmp_path / "trace")
+    assert connected(trace), "Ray's own connections must be seen, or nothing was watched"
+    assert outside(trace) == {}
+    assert (tmp_path / "run" / "report.html").is_file()
