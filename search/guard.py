@@ -26,9 +26,10 @@ def guarded() -> Iterator[None]:
     """Processes that are started within are killed if this process is; where there is a /proc."""
     mark = secrets.token_hex(8)
     command = [sys.executable, "-I", "-S", __file__, f"{_MARK}={mark}"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    # in a session of its own no Ctrl-C of a terminal reaches it
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **quiet) as guard:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,  # no Ctrl-C of a terminal reaches it
+    ) as guard:  # fmt: skip
         os.environ[_MARK] = mark
         try:
             yield
