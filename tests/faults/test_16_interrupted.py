@@ -64,6 +64,7 @@ def test_keeps_what_it_has_and_leaves_no_process(score: Score, tmp_path: Path, n
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # many searches one after another; the cores may be busy
 def test_at_every_moment(score: Score, undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
     out, store = tmp_path / "run", tmp_path / "store"
     mark = f"{tmp_path.name}-{os.getpid()}"
