@@ -23,7 +23,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from search import disk, interrupts, trainable
+from search import disk, guard, interrupts, trainable
 from search.config import Config, cores
 from search.progress import Progress
 from search.study import Asked, Record, Study
@@ -499,6 +499,7 @@ def cluster(address: str | None) -> Iterator[None]:
             os.environ.update(variables, PYTHONPATH=os.pathsep.join(path))
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
             stack.enter_context(interrupts.deferred())  # half a start would leave processes
+            stack.enter_context(guard.guarded())
             stack.callback(ray.shutdown)
             # a cluster of somebody else's on this machine, or RAY_ADDRESS, is not for a search without address=
             try:

@@ -52,6 +52,7 @@ def test_goes_on_with_the_same_table(score: Score, undisturbed: tuple[Path, Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # many searches one after another; the cores may be busy
 def test_at_every_moment(score: Score, undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
     out, store = tmp_path / "run", tmp_path / "store"
     mark = f"{tmp_path.name}-{os.getpid()}"

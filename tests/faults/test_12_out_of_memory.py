@@ -45,7 +45,7 @@ def test_fails_with_the_size(score: Score, tmp_path: Path) -> None:
         with score.fault():
             assert rows.loc[recipe, "status"] == "failed"
             assert "allocate" in rows.loc[recipe, "error"]
-            assert "(batch size 64, as the pair has it: it is never changed" in rows.loc[recipe, "error"]
+            assert "(batch size 50, as the pair has it: it is never changed" in rows.loc[recipe, "error"]
     assert rows.loc["kd", "status"] == "complete"
     manifests = [json.loads(path.read_text()) for path in store.glob("entries/*/*/manifest.json")]
-    assert {manifest["identity"]["schedule"]["batch_size"] for manifest in manifests} == {64}
+    assert {manifest["identity"]["schedule"]["batch_size"] for manifest in manifests} == {50}

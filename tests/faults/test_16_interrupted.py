@@ -22,8 +22,8 @@ from reports import build
 
 Session.__init__ = struck(Session.__init__, "begins", "the study is opened", signal.SIGINT)
 heads = node.Node.start_head_processes
-heads = struck(heads, "begins", "Ray starts", signal.SIGINT)
 node.Node.start_head_processes = struck(heads, "ends", "Ray has half started", signal.SIGTERM)
+ray.init = struck(ray.init, "ends", "Ray has started", signal.SIGINT)
 ray.shutdown = struck(ray.shutdown, "begins", "Ray ends", signal.SIGINT)
 Session._meet = struck(Session._meet, "ends", "the teacher is met", signal.SIGTERM)
 Session._to_confirm = struck(Session._to_confirm, "ends", "the front is looked at", signal.SIGINT)
@@ -64,6 +64,7 @@ def test_keeps_what_it_has_and_leaves_no_process(score: Score, tmp_path: Path, n
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # many searches one after another; the cores may be busy
 def test_at_every_moment(score: Score, undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
     out, store = tmp_path / "run", tmp_path / "store"
     mark = f"{tmp_path.name}-{os.getpid()}"
