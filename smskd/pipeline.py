@@ -440,10 +440,10 @@ def finish_stage(
         test_each_epoch=test_each_epoch,
     )  # fmt: skip
     key = address(identity)
-    entry = store.get(key, network.state_dict())
+    entry = _held(store, key, network)
     if entry is None:
         with store.lock(key):
-            entry = store.get(key, network.state_dict())  # whoever held the lock may have trained it
+            entry = _held(store, key, network)  # whoever held the lock may have trained it
             if entry is None:
                 if parent is not None:
                     network.load_state_dict(dict(parent.weights))
@@ -482,6 +482,21 @@ def finish_stage(
                 return store.put(key, identity, network.state_dict(), facts, learned), True
     network.load_state_dict(dict(entry.weights))
     return entry, False
+
+
+def _held(store: Store, key: str, network: nn.Module) -> Entry | None:
+    """A stage that the store has, with weights that fit the network and facts that a stage has."""
+    entry = store.get(key, network.state_dict())
+    if entry is None:
+        return None
+    facts = dict(entry.facts)
+    facts.pop("test_accuracies", None)
+    numbers = ("val_accuracy", "train_flops", "device_seconds")
+    whole = facts.keys() == {*numbers, "losses", "anchor_weights"}
+    if whole and all(isinstance(facts[name], int | float) for name in numbers):
+        return entry
+    store.set_aside(key)
+    return None
 
 
 def stage_identity(

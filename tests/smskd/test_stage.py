@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -549,6 +551,30 @@ def test_one_seed_gives_one_student_and_two_seeds_two(tmp_path: Path) -> None:
         digests.append([stage.digest for stage in result.stages])
     assert digests[0] == digests[1]
     assert not set(digests[0]) & set(digests[2])
+
+
+def test_only_what_is_signed_is_taken_from_the_store(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(range(32)))
+    secret.chmod(0o600)
+    trained = [run("kd", tmp_path / "store", store_key=key).stages[0].trained for key in (None, secret, secret, None)]
+    assert trained == [True, True, False, False]
+    assert len(list((tmp_path / "store" / "aside").iterdir())) == 2  # the teacher, too
+
+
+@pytest.mark.parametrize("facts", [{}, {"val_accuracy": "0.5"}, {"more": 1.0}])
+def test_an_entry_that_tells_other_facts_is_trained_anew(tmp_path: Path, facts: dict[str, object]) -> None:
+    """With a right checksum, as somebody else can write one."""
+    first = run("kd", tmp_path).stages[0]
+    store = Store(tmp_path)
+    place = store.path(first.key)
+    manifest = json.loads((place / "manifest.json").read_bytes())
+    shutil.rmtree(place)
+    entry = manifest["facts"] | facts if facts else {}
+    with store.lock(first.key):
+        store.put(first.key, manifest["identity"], dict(fresh().state_dict()), entry, {})
+    again = run("kd", tmp_path).stages[0]
+    assert again.trained and again.digest == first.digest
 
 
 def test_a_stage_from_the_store_is_as_good_as_one_trained_here(tmp_path: Path) -> None:
