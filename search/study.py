@@ -26,7 +26,7 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
-from search import stopping
+from search import stopping, storages
 from smskd.recipe import Recipe, parse
 from spaces import Trial
 
@@ -719,6 +719,8 @@ def _open(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     directions = [StudyDirection.MINIMIZE] * (1 + len(costs))
     with _readable(storage):
+        if isinstance(storage, str):
+            storage = storages.opened(storage)
         study = optuna.create_study(study_name=_NAME, storage=storage, directions=directions, load_if_exists=True)
         held = study.user_attrs
         if "schema" not in held and not study.get_trials(deepcopy=False):
@@ -767,7 +769,7 @@ def _other(name: str, storage: str, identity: Mapping[str, Any]) -> optuna.Study
         try:
             study = optuna.load_study(study_name=_NAME, storage=storage)
         except KeyError:
-            raise ValueError(f"{storage} holds no study of this program: leave {name} out of warm_start=") from None
+            raise ValueError(f"{name} holds no study of this program: leave it out of warm_start=") from None
         held = study.user_attrs
         study.get_trials(deepcopy=False)
     _check_schema(storage, held)
