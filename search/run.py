@@ -47,10 +47,15 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         console.print(f"interrupted; all finished stages are kept. To go on: {again}", markup=False)
         return INTERRUPTED
-    except (ValueError, OSError) as error:
-        return _complain(error, BAD_INPUT)
-    except RuntimeError as error:
-        return _complain(error, NOTHING, f"; what had finished is kept. To try again: {again}")
+    except Exception as error:
+        kept = f"; what had finished is kept. To try again: {again}"
+        if (cause := storages.lost(error)) is not None:
+            return _complain(cause, NOTHING, kept)
+        if isinstance(error, ValueError | OSError):
+            return _complain(error, BAD_INPUT)
+        if isinstance(error, RuntimeError):
+            return _complain(error, NOTHING, kept)
+        raise
 
 
 def _end(search: Search, console: Console) -> int:
@@ -66,7 +71,7 @@ def _end(search: Search, console: Console) -> int:
     return DONE
 
 
-def _complain(error: Exception, code: int, mend: str = "") -> int:
+def _complain(error: Exception | str, code: int, mend: str = "") -> int:
     text = storages.hidden(" ".join(str(error).split())) + mend
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {text}", markup=False, style="red")
     return code

@@ -23,7 +23,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from search import trainable
+from search import storages, trainable
 from search.config import Config, cores
 from search.nodes import Nodes, check_token, resources
 from search.progress import Progress
@@ -433,6 +433,7 @@ def fit(
         ValueError: a student is too slow for max_latency_ms=.
         RuntimeError: data or teacher can't be had, or aren't those the run began with; or the last fit() was ended so,
             too, with what ended it.
+        Exception: the study's server is gone (search.storages.lost).
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by `on_end`, each in one line
     search = QueueSearcher(source, benches, on_end, nodes)
@@ -454,6 +455,8 @@ def fit(
                     ),
                 ).fit()
         except Exception as error:  # Tune gives it many types
+            if storages.lost(error) is not None:
+                raise
             ended = error
             relay.all_stopped()
         if not search.ray_ended(ended):

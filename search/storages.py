@@ -98,6 +98,17 @@ def hidden(text: str) -> str:
     return re.sub(r"([?&]password=)[^&\s]*", r"\1***", masked)
 
 
+def lost(error: BaseException) -> str | None:
+    """What to tell of an error that is behind another or this one, if a server is gone; None: something else is."""
+    seen: BaseException | None = error
+    while seen is not None:
+        kinds = [kind for kind in type(seen).__mro__ if kind.__module__.partition(".")[0] == "psycopg"]
+        if any(kind.__name__ in ("OperationalError", "InterfaceError") for kind in kinds):
+            return f"the server of the study is gone or refuses ({seen}): see that it runs and can be reached"
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
 def opened(url: str) -> str | BaseStorage:
     """What Optuna takes for a database URL. Of a server, its study is this process's alone, as long as it lives.
 
@@ -107,7 +118,7 @@ def opened(url: str) -> str | BaseStorage:
     if not url.startswith(_SERVER):
         return url
     import psycopg
-    import sqlalchemy
+    import sqlalchemy.orm
     from optuna.storages import RDBStorage
     from sqlalchemy.dialects.postgresql.psycopg import dialect
 
@@ -131,4 +142,10 @@ def opened(url: str) -> str | BaseStorage:
         def __str__(self) -> str:
             return shown
 
-    return Server(url, engine_kwargs={"creator": connect, "pool_size": 1, "max_overflow": 0})
+    # Optuna makes its tables through a connection that it doesn't give back
+    storage = Server(url, engine_kwargs={"poolclass": sqlalchemy.pool.StaticPool})
+    storage.engine.dispose()
+    storage.engine = sqlalchemy.create_engine(url, creator=connect, pool_size=1, max_overflow=0)
+    storage.scoped_session = sqlalchemy.orm.scoped_session(sqlalchemy.orm.sessionmaker(bind=storage.engine))
+    with storage.engine.connect():
+        return storage

@@ -811,4 +811,6 @@ def _readable(storage: object) -> Iterator[None]:
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
+        if (cause := storages.lost(error)) is not None:
+            raise ValueError(f"{storages.hidden(str(storage))} can't be opened: {cause}") from None
         raise ValueError(f"{storage} can't be read as a study ({' '.join(str(error).split())[:200]}): {mend}") from None
