@@ -17,7 +17,7 @@ export PATH="$PWD/.venv/bin:$PATH" RAY_USAGE_STATS_ENABLED=0
 RAY_AUTH_TOKEN="$(python -c 'import secrets; print(secrets.token_hex(32))')"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 
-head="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+head="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)"
 port=$((20000 + SLURM_JOB_ID % 20000))
 cores="${SLURM_CPUS_ON_NODE:?}"
 gpus="${SLURM_GPUS_ON_NODE:-0}"
