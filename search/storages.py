@@ -105,7 +105,7 @@ def lost(error: BaseException) -> str | None:
         kinds = [kind for kind in type(seen).__mro__ if kind.__module__.partition(".")[0] == "psycopg"]
         if any(kind.__name__ in ("OperationalError", "InterfaceError") for kind in kinds):
             return f"the server of the study is gone or refuses ({seen}): see that it runs and can be reached"
-        seen = seen.__cause__ or seen.__context__
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
     return None
 
 

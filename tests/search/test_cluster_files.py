@@ -141,7 +141,7 @@ case "$(basename "$0")" in
   ray) if [ "$2" = --block ]; then exec /bin/sleep 60; fi ;;
   python) if [ "$1" = -c ]; then exec "$PYTHON" "$@"; fi
     if [ -n "${WAITS:-}" ]; then trap 'exit 130' TERM; : > "$WAITS"; while :; do /bin/sleep 0.05; done; fi
-    exit 3 ;;
+    /bin/sleep 1; exit 3 ;;
 esac
 """
 
