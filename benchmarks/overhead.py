@@ -47,6 +47,7 @@ def timed(run: Callable[[], object]) -> float:
 def trials() -> tuple[float, float]:
     """Seconds of Ray's start and end, and of one of many trials that do nothing, on all cores."""
     from search import searcher, trainable
+    from search.nodes import Nodes
     from search.progress import Progress
     from search.searcher import Bench, Job, ListSource
 
@@ -70,6 +71,7 @@ def trials() -> tuple[float, float]:
                 hang_after=3600,
                 progress=progress,
                 on_end=lambda *told: None,
+                nodes=Nodes(print),
             )
         )
     return time.monotonic() - whole - inside, inside / TRIALS

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import spaces
+from search.nodes import Nodes
 from search.searcher import Bench, QueueSearcher, StudySource
 from search.study import Record, Study
 from smskd.recipe import parse
@@ -180,7 +181,10 @@ def simulate(devices: int, methods: Sequence[str], longest: int, *, seeds: int =
         source = StudySource(study, range(seeds), "tiny", splits_total=False)
         bench = Bench(settings={}, digest=lambda: "t", meet=lambda told: None)
         cluster = Cluster(
-            QueueSearcher(source, {"tiny": bench}, lambda job, record, trained: None), devices, SECONDS, seed
+            QueueSearcher(source, {"tiny": bench}, lambda job, record, trained: None, Nodes(print)),
+            devices,
+            SECONDS,
+            seed,
         )
         cluster.run()
         durations = cluster._durations

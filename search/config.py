@@ -9,12 +9,14 @@ import importlib.util
 import json
 import math
 import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import spaces
+from search import storages
 from smskd import cli, datasets, methods, names, pairs, store
 from smskd.numerics import COMPILES, PRECISIONS, Numerics
 from smskd.pairs import Pair
@@ -34,7 +36,7 @@ _COMPARISON_STAGES = 3
 # What decides a search's numbers; a run folder holds one search only. The rest may change when a run is taken up again.
 _FREE = (
     *("trials", "confirm", "protocol", "reopen_test", "box", "log", "warm_start"),
-    *("cpus", "gpus", "hang_after", "address", "store", "store_key", "out", "storage"),
+    *("cpus", "gpus", "hang_after", "address", "insecure", "store", "store_key", "out", "storage"),
 )
 # Settings that came later, with their defaults: a search with these is the one that it was without them.
 _LATER = {
@@ -131,7 +133,11 @@ class Config:
         "seconds without progress (a step of training, a stage) after which a trial's worker is ended, and the trial "
         "tried again; loading the data and compiling have to fit in",
     )
-    address: str | None = cli.key(None, "Ray cluster: auto, or ray://host:port (default: this machine alone)")
+    address: str | None = cli.key(
+        None,
+        "Ray cluster, of which this machine is a node: auto, or host:port of its head (default: this machine alone)",
+    )
+    insecure: bool = cli.key(False, "with address=: allow a cluster that asks for no token, whoever can reach it")
     log: list[str] = dataclasses.field(
         default_factory=lambda: ["tensorboard"],
         metadata={"help": "scalars of each trial go to: " + ", ".join(LOGGERS) + "; [] for none"},
@@ -151,7 +157,11 @@ class Config:
         "folder of this run, with one in it for each of several pairs (default: runs/<space>-<pair, or "
         "their number>-<data>-<digest of the settings>); or a URL, as in store=: the files in runs/ are copied there",
     )
-    storage: str | None = cli.key(None, "database URL of the Optuna study (default: study.db in the run's folder)")
+    storage: str | None = cli.key(
+        None,
+        "where the Optuna study is: postgresql+psycopg://user@host/database, of which one search makes use, or "
+        "sqlite:///FILE (default: study.db in the run's folder)",
+    )
     box: list[float] | None = dataclasses.field(
         default=None,
         metadata={
@@ -187,6 +197,12 @@ class Config:
         if len(set(self.log)) < len(self.log):
             raise ValueError(f"log= names one twice: [{','.join(self.log)}]")
         Numerics(precision=self.precision or "float32", compile=self.compile or "off")
+        if self.storage is not None:
+            storages.check(self.storage)
+        if self.address is not None:
+            _check_address(self.address)
+        elif self.insecure:
+            raise ValueError("insecure=true is of a cluster: give address= too, or leave it out")
         if self.sampler is not None:
             names.check("sampler", self.sampler, SAMPLERS)
         if not self.methods:
@@ -364,9 +380,29 @@ class Config:
         return plain | paths | {"store": store.absolute(self.store)}
 
 
+def _check_address(address: str) -> None:
+    if address.startswith("ray://"):
+        raise ValueError(
+            f"address={address}: Ray's client doesn't keep a search through a lost connection; run the search"
+            "  on a node of the cluster (such as its head, or by a Ray job) with address=auto"
+        )
+    host, _, port = address.rpartition(":")
+    if address != "auto" and not (host and "/" not in host and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError(f"address= is auto, or host:port of a cluster's head, such as 10.0.0.1:6379, not {address}")
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def cpu() -> str:
+    """The model of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def parse(argv: Sequence[str]) -> Config:

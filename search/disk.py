@@ -1,4 +1,4 @@
-"""Storage that fails under a search: no fault of a recipe, and no input to mend. Standard library alone."""
+"""Storage that fails under a search: no fault of a recipe, and no input to mend."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import sqlite3
 from collections.abc import Iterator
 
+from search import storages
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # Of SQLite: a write failed; its journal can't be made, or the database was damaged since it was opened.
 _UNWRITTEN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
@@ -14,14 +16,14 @@ _BROKEN = (*_UNWRITTEN, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT)
 
 
 def trouble(error: BaseException) -> str | None:
-    """What failed and what to do, if a full disk or a broken study is behind an error; None: something else is."""
+    """What failed and what to do, if a full disk, a broken study or a lost server is behind an error; else None."""
     for seen in _behind(error):
         if isinstance(seen, OSError) and seen.errno in _FULL:
             where = f" for {seen.filename}" if seen.filename else ""
             return f"{os.strerror(seen.errno)}{where}: free some (python -m smskd.store do=prune, say)"
         if _code(seen) in _BROKEN:
             return f"the study can't be read or written ({seen}): see whether its disk has space, and is well"
-    return None
+    return storages.lost(error)
 
 
 def full(error: BaseException) -> bool:

@@ -16,8 +16,8 @@ import pandas as pd
 
 from reports import front, results
 from reports.recipe_file import recipe_yaml
-from search import export
-from search.config import Config, cores
+from search import export, storages
+from search.config import Config, cores, cpu
 from search.study import Record
 from smskd.recipe import Recipe
 from smskd.store import open_store
@@ -131,7 +131,11 @@ def write(
     table = front.summarise(results.read(folder), config.costs, config.limits)
     front.write_front(table, folder / "front.csv")
     winner = front.winner(table)
-    settings = dataclasses.asdict(config) | {"cost": config.costs[0]}  # all of them are in `objectives`
+    settings = dataclasses.asdict(config) | {
+        "cost": config.costs[0],  # all of them are in `objectives`
+        "storage": config.storage and storages.hidden(config.storage),
+        "warm_start": config.warm_start and [storages.hidden(name) for name in config.warm_start],
+    }
     if config.epochs_total is None:
         settings["epochs"] = config.stage_epochs(1)[0]
     if winner is not None:
@@ -155,7 +159,7 @@ def write(
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
         "machine": {
-            "cpu": _cpu(),
+            "cpu": cpu(),
             "cores": cores(),
             "gpus": [bench["environment"]["device"]] if "cuda" in bench["environment"] else [],
         },
@@ -205,14 +209,6 @@ def _is_there(weights: Path, note: Path, key: str) -> bool:
         return bool(told["key"] == key and told["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest())
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _commit() -> str | None:

@@ -26,6 +26,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from search import config as configs
+from search import storages
 from search.config import Config, cores
 from smskd import store
 
@@ -165,7 +166,7 @@ def _known(config: Config) -> frozenset[str]:
     storage, file = config.storage, config.folder / "study.db"
     if storage is None and not file.is_file():
         return frozenset()
-    return study.finished(storage or f"sqlite:///{file}", config.identity)
+    return study.finished(storages.url(storage, config.folder), config.identity)
 
 
 def _pilot(config: Config) -> tuple[float, str | None]:
@@ -299,7 +300,7 @@ def _report(console: Console, plans: Sequence[Plan], argv: Sequence[str]) -> Non
     _say(console, _in_all(plans))
     left = [os.path.relpath(_leave(plan, _command_wall(plans))) for plan in plans]
     _say(console, f"Kept for the run to compare with: {', '.join(left)}.")
-    again = shlex.join(["python", "-m", "search.run", *argv])
+    again = storages.hidden(shlex.join(["python", "-m", "search.run", *argv]))
     console.print(Text("  Nothing was started. Run: ").append(again, style="bold"), soft_wrap=True)
 
 
@@ -462,7 +463,7 @@ def _bytes(size: float) -> str:
 
 
 def _complain(error: Exception, code: int) -> int:
-    text = " ".join(str(error).split())
+    text = storages.hidden(" ".join(str(error).split()))
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {text}", markup=False, style="red")
     return code
 

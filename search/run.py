@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from search import config as configs
-from search import disk, interrupts
+from search import disk, interrupts, storages
 
 if TYPE_CHECKING:
     from search.several import Search
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         console.print(configs.help_text(), markup=False, soft_wrap=True)
         return DONE
     interrupts.listen()
-    again = shlex.join(["python", "-m", "search.run", *argv])
+    again = storages.hidden(shlex.join(["python", "-m", "search.run", *argv]))
     try:
         pairs = configs.parse_pairs(argv)
         from search import several  # Optuna and pandas take long to import: wrong arguments are refused before
@@ -74,7 +74,7 @@ def _end(search: Search, console: Console) -> int:
 
 
 def _complain(error: Exception | str, code: int, mend: str = "") -> int:
-    text = " ".join(str(error).split()) + mend
+    text = storages.hidden(" ".join(str(error).split())) + mend
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {text}", markup=False, style="red")
     return code
 

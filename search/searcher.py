@@ -25,6 +25,7 @@ from ray.tune.search import Searcher
 
 from search import disk, guard, interrupts, trainable
 from search.config import Config, cores
+from search.nodes import Nodes, check_token, resources
 from search.progress import Progress
 from search.study import Asked, Record, Study
 from smskd.recipe import parse
@@ -69,8 +70,8 @@ class Source(Protocol):
     def remaining(self) -> int:
         """How many jobs are still to end, as far as one can tell."""
 
-    def again(self) -> None:
-        """Put the jobs that run back into the queue: what ran them is gone."""
+    def put_back(self, job: Job) -> None:
+        """Take a running job back into the queue, before all others: what ran it is gone."""
 
 
 class _Stages:
@@ -95,10 +96,6 @@ class _Stages:
 
     def end(self, job: Job) -> None:
         self._busy -= Counter((stage, job.seed) for stage in self._left.pop(job))
-
-    def clear(self) -> None:
-        self._left.clear()
-        self._busy.clear()
 
     def wanted_by(self, job: Job) -> bool:
         """Whether a running job is at a stage of this one, or will be."""
@@ -177,10 +174,9 @@ class StudySource:
         later = self._study.stages_to_come() * len(self._seeds)
         return len(self._waiting) + len(self._running) + later + self._study.room() * len(self._seeds)
 
-    def again(self) -> None:
-        self._waiting = [(asked, job) for job, every in self._running.items() for asked in every] + self._waiting
-        self._running.clear()
-        self._stages.clear()
+    def put_back(self, job: Job) -> None:
+        self._stages.end(job)
+        self._waiting[:0] = [(asked, job) for asked in self._running.pop(job)]
 
 
 class ListSource:
@@ -215,10 +211,10 @@ class ListSource:
     def remaining(self) -> int:
         return len(self._waiting) + len(self._running)
 
-    def again(self) -> None:
-        self._waiting = [*self._running, *self._waiting]
-        self._running.clear()
-        self._stages.clear()
+    def put_back(self, job: Job) -> None:
+        self._stages.end(job)
+        self._running.remove(job)
+        self._waiting.insert(0, job)
 
 
 class RoundRobin:
@@ -252,9 +248,8 @@ class RoundRobin:
     def remaining(self) -> int:
         return sum(source.remaining() for source in self._sources.values())
 
-    def again(self) -> None:
-        for source in self._sources.values():
-            source.again()
+    def put_back(self, job: Job) -> None:
+        self._sources[job.pair].put_back(job)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,8 +268,9 @@ class Bench:
 class _Relay(tune.Callback):
     """Passes on what Tune says of its trials."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, search: QueueSearcher) -> None:
+        self._progress, self._search = progress, search
+        self._started = set[str]()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks; a live display can't be."""
@@ -282,6 +278,8 @@ class _Relay(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         config = trial.config
+        self._started.add(trial.trial_id)
+        self._search.runs_in(trial.trial_id, trial.temporary_state.ray_actor)
         self._progress.trial_started(trial.trial_id, config["pipeline"]["pair"], config["recipe"], config["seed"])
 
     def on_trial_result(
@@ -290,10 +288,19 @@ class _Relay(tune.Callback):
         self._progress.trial_reported(trial.trial_id, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._progress.trial_stopped(trial.trial_id)
+        self._stopped(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._progress.trial_stopped(trial.trial_id)
+        self._stopped(trial.trial_id)
+
+    def all_stopped(self) -> None:
+        """Tune is no more, and its trials with it."""
+        for trial_id in sorted(self._started):
+            self._stopped(trial_id)
+
+    def _stopped(self, trial_id: str) -> None:
+        self._started.discard(trial_id)
+        self._progress.trial_stopped(trial_id)
 
 
 class Watchdog(tune.Callback):
@@ -349,12 +356,16 @@ class QueueSearcher(Searcher):
         source: Source,
         benches: Mapping[str, Bench],
         on_end: Callable[[Job, Record, int], None],
+        nodes: Nodes,
     ) -> None:
         """benches: by pair, of each pair that the source has jobs of."""
         super().__init__()
-        self._source, self._benches, self._on_end = source, benches, on_end
+        self._source, self._benches, self._on_end, self._nodes = source, benches, on_end, nodes
         self._jobs: dict[str, Job] = {}
         self._hung: dict[str, list[float]] = {}
+        self._actors: dict[str, str] = {}  # trial id -> Ray's id of its worker
+        self._lost_before: dict[str, int] = {}  # trial id -> how many nodes the cluster had lost when it was suggested
+        self._out_of_memory = Counter[Job]()
         # why no further trial may start: what went wrong would go wrong in each
         self.problem: str | None = None
         self.refused = False  # it is the user's to mend
@@ -369,9 +380,32 @@ class QueueSearcher(Searcher):
             # None means "later", and with nothing running Tune would wait for long.
             return Searcher.FINISHED if self.problem or self._source.exhausted() else None
         self._jobs[trial_id] = job
+        self._lost_before[trial_id] = self._nodes.lost()
         bench = self._benches[job.pair]
         told = {"recipe": job.recipe, "seed": job.seed, "test": job.test, "describe": bench.digest() is None}
-        return {**bench.settings, **told}
+        return {**bench.settings, **told, "kind": self._nodes.wanted, "left_out": sorted(self._nodes.left_out)}
+
+    def runs_in(self, trial_id: str, worker: Any) -> None:
+        """A trial has started, in this actor of Ray's."""
+        if worker is not None:
+            self._actors[trial_id] = worker._actor_id.hex()
+
+    def ray_ended(self, error: Exception | None) -> bool:
+        """Put the jobs back that ran when Tune was ended; whether that was by one of them that ran out of memory.
+
+        That one fails, alone, when it has been so too often.
+        """
+        guilty = {trial_id for trial_id, worker in self._actors.items() if worker in str(error)} & set(self._jobs)
+        for trial_id, job in reversed(list(self._jobs.items())):
+            self._out_of_memory[job] += trial_id in guilty
+            if self._out_of_memory[job] > WORKER_RETRIES:
+                del self._jobs[trial_id]
+                cause = f"its node ran out of memory {WORKER_RETRIES + 1} times, and Ray killed the worker"
+                self._end(job, trainable.failure(job.seed, cause), 0)
+            else:
+                self._source.put_back(job)
+        self._jobs.clear()
+        return bool(guilty)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if trial_id in self._jobs and "stage" in result:
@@ -386,11 +420,18 @@ class QueueSearcher(Searcher):
         if job is None:
             return
         told = (result or {}).get("outcome")
+        if (error or told is None) and self._nodes.lost() > self._lost_before[trial_id]:
+            self._source.put_back(job)  # not the trial's fault, as far as one can tell
+            return
         if error or told is None:
             cause = self._cause(trial_id) if error else "the worker ended without an outcome"
             self._end(job, trainable.failure(job.seed, cause), 0)
             return
         outcome = json.loads(told)
+        if "elsewhere" in outcome:
+            self._nodes.leave_out(**outcome["elsewhere"])
+            self._source.put_back(job)
+            return
         if "refused" in outcome:
             self.refused, self.problem = True, self.problem or self._of_pair(job) + outcome["refused"]
             return
@@ -437,15 +478,17 @@ def fit(
     hang_after: float,
     progress: Progress,
     on_end: Callable[[Job, Record, int], None],
+    nodes: Nodes,
     callbacks: Sequence[tune.Callback] = (),
 ) -> None:
     """Run all jobs of a source to their end. Ray is initialised.
 
     benches: as in QueueSearcher. hang_after: seconds without progress after which a worker is ended. on_end: called
-    with each job, its record, and how many stages it trained. callbacks: told of Tune's trials, as search.loggers are.
+    with each job, its record, and how many stages it trained. nodes: where trials may run. callbacks: told of Tune's
+    trials, as search.loggers are.
 
-    Ray's memory monitor and a lost head end a whole fit(). A fresh one then goes on with the jobs that ran, a bounded
-    number of times.
+    Ray's memory monitor ends a whole fit(), and other faults may. A fresh one then goes on with the jobs that ran; a
+    bounded number of times, of which those don't count that are the fault of a job: that fails in the end.
 
     Raises:
         ValueError: a student is too slow for max_latency_ms=.
@@ -454,41 +497,44 @@ def fit(
         Exception: a full disk, or a study that can't be written (search.disk).
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by `on_end`, each in one line
-    for left in reversed(range(FITS)):
+    search = QueueSearcher(source, benches, on_end, nodes)
+    left = FITS
+    while left:
+        ended: Exception | None = None
+        relay = _Relay(progress, search)
         try:
             with tempfile.TemporaryDirectory(prefix="smskd-tune-") as scratch:
-                search = QueueSearcher(source, benches, on_end)
                 tune.Tuner(
-                    tune.with_resources(trainable.train, {"cpu": cpus, "gpu": gpus}),
+                    tune.with_resources(trainable.train, lambda config: resources(cpus, gpus, config["left_out"])),
                     param_space={"cpus": cpus, "hang_after": hang_after},
                     tune_config=tune.TuneConfig(search_alg=search, num_samples=-1, reuse_actors=True),
                     run_config=tune.RunConfig(
                         storage_path=scratch,
                         failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
-                        callbacks=[Watchdog(hang_after, search.hung), _Relay(progress), *callbacks],
+                        callbacks=[Watchdog(hang_after, search.hung), relay, *callbacks],
                         verbose=0,
                     ),
                 ).fit()
         except Exception as error:  # Tune gives it many types
             if disk.trouble(error) is not None:
                 raise
-            if not left:
-                raise RuntimeError(
-                    f"Ray ended the search {FITS} times, at last with {type(error).__name__}: {error}"
-                ) from error
+            ended = error
+            relay.all_stopped()
+        if not search.ray_ended(ended):
+            left -= 1
         if search.problem:
             raise (ValueError if search.refused else RuntimeError)(search.problem)
         if source.exhausted():
             return
-        source.again()
+    raise RuntimeError(f"Ray ended the search {FITS} times, at last with {type(ended).__name__}: {ended}") from ended
 
 
 @contextlib.contextmanager
-def cluster(address: str | None) -> Iterator[None]:
+def cluster(address: str | None, *, insecure: bool = False) -> Iterator[None]:
     """Ray, on this machine alone or on a cluster; shut down again at the end.
 
     Raises:
-        ValueError: there is no cluster at the address.
+        ValueError: there is no cluster at the address, or not this one's token; or it asks for none, unless insecure.
     """
     variables = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
     root = str(Path(__file__).resolve().parent.parent)
@@ -509,12 +555,17 @@ def cluster(address: str | None) -> Iterator[None]:
             except SystemExit:  # by the handler of SIGTERM that Ray sets
                 raise KeyboardInterrupt from None
         else:
+            check_token(address, insecure=insecure)
             left_out = ["runs", ".venv", ".git"]
+            variables["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
             environment = {"env_vars": variables, "working_dir": root, "excludes": left_out}
             try:
                 ray.init(address=address, runtime_env=environment, **options)
             except ConnectionError as error:
-                raise ValueError(f"address={address}: no Ray cluster answers there ({error})") from None
+                raise ValueError(
+                    f"address={address}: this machine is no node of that cluster, or can't reach it ({error}): run the "
+                    "search on a node of the cluster"
+                ) from None
             stack.enter_context(interrupts.deferred())
             stack.callback(ray.shutdown)
         interrupts.again()  # Ray's own handler would end the process on the spot

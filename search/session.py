@@ -15,7 +15,7 @@ import spaces
 from reports import budget
 from reports.front import COSTS, LIMITS
 from reports.gains import baseline
-from search import box, outputs, plan
+from search import box, outputs, plan, storages
 from search.config import Config, cores
 from search.progress import FrontLine, Standing, brief, cost_text
 from search.study import Limits, Record, Study
@@ -50,7 +50,7 @@ class Session:
         space, menu = spaces.load(config.space), config.menu
         self.study = Study(
             space=lambda trial: space.suggest(trial, menu),
-            storage=config.storage or f"sqlite:///{config.folder / 'study.db'}",
+            storage=storages.url(config.storage, config.folder),
             identity=config.identity,
             seeds=config.search_seeds,
             sampler=config.sampler,
@@ -79,6 +79,11 @@ class Session:
     def met(self) -> bool:
         """Whether teacher and data are known."""
         return self._bench is not None
+
+    @property
+    def device(self) -> str:
+        """What trials have run on, as a stage's key has it."""
+        return str(self._known_bench["environment"]["device"])
 
     def work_left(self) -> bool:
         """Whether anything is still to be trained."""
@@ -422,7 +427,7 @@ def _sources(config: Config) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in config.warm_start or ():
         if "://" in name:
-            found[name] = name
+            found[storages.hidden(name)] = name
             continue
         folder = Path(name).absolute()
         # of a run of several pairs, the one of this pair

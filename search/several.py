@@ -29,6 +29,7 @@ from smskd.store import is_url, open_store
 
 if TYPE_CHECKING:
     from search.loggers import Loggers
+    from search.nodes import Nodes
     from search.searcher import Job, Source
 
 
@@ -70,10 +71,18 @@ class Search:
             RuntimeError: data or a teacher can't be had, or aren't those that the run began with; or nothing finished.
         """
         from search import loggers, searcher
+        from search.nodes import Nodes
 
         log = [loggers.Loggers(self._first.log, {s.pair: s.config.folder for s in self.sessions}, self._say)]
-        with searcher.cluster(self._first.address):
-            gpus = searcher.gpus_per_trial(self._first)
+        config = self._first
+        with searcher.cluster(config.address, insecure=config.insecure):
+            gpus = searcher.gpus_per_trial(config)
+            nodes = Nodes(self._say)
+            device = "cuda" if gpus else "cpu"
+            if config.address is not None:
+                known = next((session.device for session in self.sessions if session.met), None)
+                nodes.survey(store=config.store, cpus=config.cpus, gpus=gpus, known=known)
+                device = nodes.device_type
             # what draws the report takes seconds to import: while the first trial prepares, a core has nothing to do
             threading.Thread(target=importlib.import_module, args=("reports.build",), daemon=True).start()
             if not all(session.met for session in self.sessions):
@@ -84,7 +93,7 @@ class Search:
             for phase in ("search", "confirm"):
                 sources = {s.pair: source for s in self.sessions if (source := s.source(phase)) is not None}
                 if sources:
-                    self._fit(phase, sources, gpus, log if self._first.log else [])
+                    self._fit(phase, sources, gpus, device, nodes, log if config.log else [])
         if not any(session.met for session in self.sessions):
             causes = set[str]().union(*(session.causes for session in self.sessions))
             raise RuntimeError(f"nothing finished: {'; '.join(sorted(causes))}")
@@ -157,7 +166,15 @@ class Search:
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False)
 
-    def _fit(self, phase: str, sources: Mapping[str, Source], gpus: float, log: Sequence[Loggers]) -> None:
+    def _fit(
+        self,
+        phase: str,
+        sources: Mapping[str, Source],
+        gpus: float,
+        device: str,
+        nodes: Nodes,
+        log: Sequence[Loggers],
+    ) -> None:
         from search import searcher
 
         many = len(self.sessions) > 1
@@ -192,12 +209,13 @@ class Search:
         ) as progress:
             searcher.fit(
                 source,
-                benches={pair: by_pair[pair].bench("cuda" if gpus else "cpu") for pair in sources},
+                benches={pair: by_pair[pair].bench(device) for pair in sources},
                 cpus=self._first.cpus,
                 gpus=gpus,
                 hang_after=self._first.hang_after,
                 progress=progress,
                 on_end=ended,
+                nodes=nodes,
                 callbacks=log,
             )
 

@@ -26,7 +26,7 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
-from search import disk, stopping
+from search import disk, stopping, storages
 from smskd.recipe import Recipe, parse
 from spaces import Trial
 
@@ -720,6 +720,7 @@ def _open(
     with _readable(storage):
         if isinstance(storage, str):
             _make_file(storage, identity, costs)
+            storage = storages.opened(storage)
         study = _made(storage, identity, costs)
         held = study.user_attrs
         study.get_trials(deepcopy=False)
@@ -797,7 +798,7 @@ def _other(name: str, storage: str, identity: Mapping[str, Any]) -> optuna.Study
         try:
             study = optuna.load_study(study_name=_NAME, storage=storage)
         except KeyError:
-            raise ValueError(f"{storage} holds no study of this program: leave {name} out of warm_start=") from None
+            raise ValueError(f"{name} holds no study of this program: leave it out of warm_start=") from None
         held = study.user_attrs
         study.get_trials(deepcopy=False)
     _check_schema(storage, held)
@@ -846,4 +847,6 @@ def _readable(storage: object) -> Iterator[None]:
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
         if disk.full(error):
             raise
+        if (cause := storages.lost(error)) is not None:
+            raise ValueError(f"{storages.hidden(str(storage))} can't be opened: {cause}") from None
         raise ValueError(f"{storage} can't be read as a study ({' '.join(str(error).split())[:200]}): {mend}") from None

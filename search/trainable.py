@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
+from search import nodes
+
 if TYPE_CHECKING:
     from search.study import Record
     from smskd import pipeline
@@ -74,8 +76,11 @@ def train(config: dict[str, Any]) -> None:
 
     An exception of the training is an outcome too: it would be the same the next time, so Ray needn't try again. One of
     the data or the teacher, or a full disk, is a problem of every trial, and is told as such; so is a student that is
-    too slow.
+    too slow. On a node of another kind than the search's nothing is trained.
     """
+    if config["kind"] is not None and (why := nodes.here(config["kind"])) is not None:
+        _report({"elsewhere": {"node": nodes.here_id(), "why": why}})
+        return
     import torch
 
     from search import bench, disk

@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import scheduler
 from search import bench, searcher, trainable
+from search.nodes import Nodes
 from search.searcher import Job, ListSource
 from search.study import Record
 from search.trainable import failure
@@ -36,6 +37,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch, run: Any, prepare: Any = prepared) 
         "cpus": 1, "recipe": "kd>rkd>kd", "seed": 4, "test": False, "epochs": 2, "epochs_total": None, "pipeline": {},
         "describe": True, "latency": False, "timed": False, "log": True, "protocol": "honest", "max_latency_ms": None,
         "hang_after": 60,
+        "kind": None,
     }  # fmt: skip
     trainable.train(config)
     return json.loads(told[-1]["outcome"])
@@ -184,7 +186,7 @@ def fit(tune: FakeTune, known: str | None = None) -> tuple[list[tuple[int, Recor
             digest=lambda: known if known else benches[0]["digest"] if benches else None,
             meet=benches.append,
         )},
-        cpus=1, gpus=0, hang_after=60, progress=None,  # type: ignore[arg-type]
+        cpus=1, gpus=0, hang_after=60, progress=None, nodes=Nodes(print),  # type: ignore[arg-type]
         on_end=lambda job, record, trained: ended.append((job.seed, record)),
     )  # fmt: skip
     return ended, benches
@@ -249,7 +251,8 @@ def test_several_pairs_take_turns_and_end_when_all_have_ended() -> None:
     source.take(jobs[0], record)
     source.take(jobs[1], record)
     assert source.remaining() == 3
-    source.again()  # Ray ended the fit: what ran is to run again
+    for job in reversed(jobs[2:]):
+        source.put_back(job)  # Ray ended the fit: what ran is to run again
     again = drain(source)
     assert {(job.pair, job.seed) for job in again} == {("a", 1), ("b", 1), ("b", 2)}
     for job in again:
@@ -273,7 +276,9 @@ def queue_of_both(known: dict[str, str]) -> tuple[searcher.QueueSearcher, list[s
     source = searcher.RoundRobin(
         {pair: ListSource(jobs, _ignore, splits_total=False) for pair, jobs in JOBS_OF.items()}
     )
-    return searcher.QueueSearcher(source, benches, lambda job, record, trained: ended.append(job.pair)), ended
+    return searcher.QueueSearcher(
+        source, benches, lambda job, record, trained: ended.append(job.pair), Nodes(print)
+    ), ended
 
 
 def end(search: searcher.QueueSearcher, trial_id: str, teacher: str) -> None:
