@@ -150,6 +150,7 @@ def test_a_cluster_asks_for_its_token_and_fractions_of_gpus_are_shared(tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_cluster_that_asks_for_no_token_is_refused_unless_insecure(tmp_path: Path) -> None:
     with RayNodes(token=None) as cluster:
         cluster.start("head", cpus=1)
@@ -163,9 +164,10 @@ def test_a_cluster_that_asks_for_no_token_is_refused_unless_insecure(tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_nodes_of_another_kind_are_left_out_and_one_that_comes_later_is_used(tmp_path: Path) -> None:
     run, store = tmp_path / "run", tmp_path / "store"
-    words = "epochs=150", "seeds=2", "confirm=0"
+    words = "epochs=60", "seeds=2", "confirm=0"
     with RayNodes() as cluster:
         cluster.start("head", cpus=0)
         cluster.start("first", cpus=1)
