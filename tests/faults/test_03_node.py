@@ -13,7 +13,7 @@ from tests.search.ray_nodes import RayNodes
 
 ROW = 3
 # Stages of seconds, so that a trial is at work whenever a node is killed.
-LONG = ["epochs=150", "seeds=1", "confirm=0"]
+LONG = ["epochs=60", "seeds=1", "confirm=0"]
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,7 @@ def undisturbed_long(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_trials_of_a_lost_node_run_elsewhere(tmp_path: Path, score: Score, undisturbed_long: Path) -> None:
     run, store = tmp_path / "run", tmp_path / "store"
     with score.fault(), RayNodes() as nodes:
@@ -47,6 +48,7 @@ def test_trials_of_a_lost_node_run_elsewhere(tmp_path: Path, score: Score, undis
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_search_whose_head_was_lost_goes_on_when_there_is_one_again(
     tmp_path: Path, score: Score, undisturbed_long: Path
 ) -> None:
