@@ -15,7 +15,7 @@ from tests import runs
 
 _STRACE = shutil.which("strace")
 # -y names what a descriptor is; connections, and datagrams with an address of their own
-_CALL = re.compile(r"\b(connect|sendto|sendmsg)\(\d+<(?P<what>[^>]*)")
+_CALL = re.compile(r"\b(connect|sendto|sendmsg)\(\d+<[^>]*")
 _ADDRESS = re.compile(r'inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)"')
 
 
@@ -60,6 +60,7 @@ def traced(command: list[str], trace: Path, **environment: str) -> str:
 @pytest.mark.skipif(_STRACE is None, reason="strace isn't here")
 def test_connections_are_seen(tmp_path: Path) -> None:
     code = """
+import socket
 for family, address in ((socket.AF_INET, "198.51.100.1"), (socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
     with socket.socket(family, socket.SOCK_DGRAM) as one:
         one.connect_ex((address, 9))
