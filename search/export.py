@@ -98,15 +98,14 @@ def export(run: Path) -> dict[str, Any]:
 def _read_note(run: Path) -> tuple[dict[str, Any], Student]:
     """student.json, as it is and as a Student."""
     from reports.build import read_info
-    from reports.results import read_json
 
     read_info(run)  # says what is wrong with a folder that is no run of one pair
     path = run / NOTE
     try:
-        told = read_json(path)
+        told = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{run} holds no {NOTE}: the search has finished no recipe yet; let it go on") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); {_AGAIN}") from None
     if not isinstance(told, dict):
         raise ValueError(f"{path} must hold an object, but holds {type(told).__name__}; {_AGAIN}")
