@@ -29,7 +29,8 @@ COLUMNS = {
     **{"confirm_seeds": "Int64", "test_accuracy": "float64", "test_half_width": "float64"},
     **{"split": "str", "gain": "float64", "gain_half_width": "float64", "differences": "Int64"},
 }
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+# Of a pair: a folder has it.
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SPLITS = {"test": ("confirm", "test_accuracy"), "validation": ("search", "val_accuracy")}
 # Of the forest, in units of its drawing.
 _LEFT, _RIGHT, _ROW = 210.0, 700.0, 34.0
@@ -109,9 +110,9 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = info["config"]
     names = config["pair"]
-    if not names or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
+    if not names or not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
         raise ValueError(
-            f"pair in the config of run.json must be a list of names that folders have ({_NAME.pattern}), but is "
+            f"pair in the config of run.json must be a list of names that folders have ({NAME.pattern}), but is "
             f"{names!r}"
         )
     costs, limits = objectives(info)

@@ -105,7 +105,7 @@ def _read_note(run: Path) -> tuple[dict[str, Any], Student]:
         told = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{run} holds no {NOTE}: the search has finished no recipe yet; let it go on") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); {_AGAIN}") from None
     if not isinstance(told, dict):
         raise ValueError(f"{path} must hold an object, but holds {type(told).__name__}; {_AGAIN}")

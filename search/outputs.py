@@ -205,7 +205,7 @@ def _write_student(config: Config, bench: Mapping[str, Any], recipe: Recipe, rec
 def _is_there(weights: Path, note: Path, key: str) -> bool:
     """Whether the files of this student are there, and whole."""
     try:
-        told = json.loads(note.read_bytes())
+        told = results.read_json(note)
         return bool(told["key"] == key and told["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest())
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -75,7 +75,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     try:
         plan = json.loads((folder / FILE).read_bytes())
         return dict(plan) if plan["schema"] == _SCHEMA else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -14,8 +14,9 @@ import pytest
 from tests import runs
 
 _STRACE = shutil.which("strace")
-# -y names what a descriptor is; connections, and datagrams with an address of their own
-_CALL = re.compile(r"\b(connect|sendto|sendmsg)\(\d+<(?P<what>[^>]*)")
+# -yy names what a descriptor is; connections, and datagrams with an address of their own
+_CALL = re.compile(r"\b(connect|sendto|sendmsg|sendmmsg)\(\d+<")
+_PEER = re.compile(r"<UDP(?:v6)?:\[[^\]]*?->\[?([0-9a-f.:]+?)\]?:\d+\]")
 _ADDRESS = re.compile(r'inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)"')
 
 
@@ -25,30 +26,34 @@ def own_addresses() -> set[str]:
     return {*told.stdout.split(), "0.0.0.0", "::"}
 
 
-def connected(trace: str) -> dict[str, str]:
-    """Addresses of the internet that were connected or sent to: address -> the call."""
-    found = {}
+def connected(trace: str) -> dict[str, list[str]]:
+    """Addresses of the internet that were connected or sent to: address -> the calls."""
+    found: dict[str, list[str]] = {}
     for line in trace.splitlines():
         if _CALL.search(line):
-            for four, six in _ADDRESS.findall(line):
-                found[four or six] = line
+            peers = [four or six for four, six in _ADDRESS.findall(line)] + _PEER.findall(line)
+            for address in peers:
+                found.setdefault(address, []).append(line)
     return found
 
 
-def outside(trace: str) -> dict[str, str]:
-    own = own_addresses()
-    return {
-        address: call
-        for address, call in connected(trace).items()
-        if not ipaddress.ip_address(address).is_loopback and address not in own
-    }
+def outside(trace: str) -> dict[str, list[str]]:
+    """Those that aren't this machine's. A datagram socket that is connected, and nothing sent through it, is how
+    programs ask the system which address leads outside: no byte leaves, so it isn't among them.
+    """
+    own, found = own_addresses(), {}
+    for address, calls in connected(trace).items():
+        told = [call for call in calls if not re.search(r"connect\(\d+<UDP", call)]
+        if told and not ipaddress.ip_address(address).is_loopback and address not in own:
+            found[address] = told
+    return found
 
 
 def traced(command: list[str], trace: Path, **environment: str) -> str:
     """What a command and all processes that it starts connect to."""
     assert _STRACE is not None
-    watched = [_STRACE, "--seccomp-bpf", "-f", "-qq", "-y", "-s", "0", "-e", "signal=none"]
-    watched += ["-e", "trace=connect,sendto,sendmsg", "-o", str(trace)]
+    watched = [_STRACE, "--seccomp-bpf", "-f", "-qq", "-yy", "-s", "0", "-e", "signal=none"]
+    watched += ["-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(trace)]
     done = subprocess.run(
         [*watched, *command], cwd=runs.ROOT, env=runs.environment(**environment), capture_output=True, text=True,
         timeout=280, check=False,
@@ -60,13 +65,17 @@ def traced(command: list[str], trace: Path, **environment: str) -> str:
 @pytest.mark.skipif(_STRACE is None, reason="strace isn't here")
 def test_connections_are_seen(tmp_path: Path) -> None:
     code = """
+import socket
 for family, address in ((socket.AF_INET, "198.51.100.1"), (socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
     with socket.socket(family, socket.SOCK_DGRAM) as one:
         one.connect_ex((address, 9))
 """
     trace = traced([sys.executable, "-c", code], tmp_path / "trace")
     assert set(connected(trace)) == {"198.51.100.1", "127.0.0.1", "::1"}
-    assert set(outside(trace)) == {"198.51.100.1"}
+    assert outside(trace) == {}, "nothing was sent there"
+    peer = "198.51.100.1"
+    assert peer in outside(trace + f'7 sendto(3<UDP:[10.0.0.2:4->{peer}:9]>, ""..., 1, 0, NULL, 0) = 1\n')
+    assert peer in outside(f'7 connect(3<TCP:[5]>, {{sa_family=AF_INET, sin_addr=inet_addr("{peer}")}}, 16) = 0\n')
 
 
 @pytest.mark.slow

@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision.models
 
+import spaces
 from reports import build
+from reports.several import NAME
 from search import config, run, several
-from smskd import pipeline, train
+from smskd import datasets, methods, pairs, pipeline, train
 from smskd.store import MANIFEST, Store
 from tests.faults.conftest import Score
 from tests.reports.conftest import make_run as make_run
@@ -102,6 +105,15 @@ def test_words(refused: Callable[..., None], word: str) -> None:
 def test_names_that_could_leave_a_folder(refused: Callable[..., None], name: str) -> None:
     for word in (f"pair={name}", f"pair=[tiny,{name}]", f"space={name}", f"data={name}", f"methods=[{name}]"):
         refused(run.main, [word, "out=out", "store=store"], "")
+
+
+def test_names_of_the_tables_are_names_of_folders() -> None:
+    models = torchvision.models.list_models(module=torchvision.models)
+    known = [*pairs.PAIRS, *spaces.available(), *datasets.NAMES, *methods.available(), *models]
+    assert len(known) > 100
+    longest = sorted(models, key=len)[-2:]
+    made = pairs.of_models(*longest).name
+    assert [name for name in (*known, made) if not NAME.fullmatch(name)] == []
 
 
 def test_keys_that_could_leave_the_store(score: Score, tmp_path: Path) -> None:
