@@ -140,7 +140,6 @@ def test_files_of_another_version_are_refused_by_the_report_and_written_anew_by_
         (_sql("UPDATE study_user_attributes SET value_json = '0' WHERE key = 'schema'"), "study of schema 0"),
         (_sql("DELETE FROM study_user_attributes WHERE key = 'schema'"), "study of schema None"),
         (_sql("UPDATE alembic_version SET version_num = 'v99.0.0'"), "can't be read as a study"),
-        (_sql("UPDATE version_info SET schema_version = 99"), "can't be read as a study"),
     ],
 )
 def test_a_study_of_another_version_is_refused(
