@@ -38,13 +38,16 @@ def connected(trace: str) -> dict[str, list[str]]:
 
 
 def outside(trace: str) -> dict[str, list[str]]:
-    """Those that aren't this machine's. A datagram socket that is connected, and nothing sent through it, is how
+    """Those that aren't this machine's, nor its cloud's metadata (link-local), which Ray's libraries look for, with the
+    name server for its name. A datagram socket that is connected, and nothing sent through it, is how
     programs ask the system which address leads outside: no byte leaves, so it isn't among them.
     """
-    own, found = own_addresses(), {}
+    servers = re.findall(r"^nameserver\s+(\S+)", Path("/etc/resolv.conf").read_text(), flags=re.MULTILINE)
+    own, found = own_addresses() | set(servers), {}
     for address, calls in connected(trace).items():
         told = [call for call in calls if not re.search(r"connect\(\d+<UDP", call)]
-        if told and not ipaddress.ip_address(address).is_loopback and address not in own:
+        plain = ipaddress.ip_address(address.removeprefix("::ffff:"))
+        if told and not (plain.is_loopback or plain.is_link_local or str(plain) in own):
             found[address] = told
     return found
 
