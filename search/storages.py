@@ -16,21 +16,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 # Where a file's locks don't hold between machines, or aren't there; fuse.* but for what containers lie on.
-_NETWORK = {
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "lustre",
-    "ceph",
-    "afs",
-    "gpfs",
-    "beegfs",
-    "glusterfs",
-    "ocfs2",
-    "gfs2",
-}
+_NETWORK = "nfs nfs4 cifs smb3 smbfs lustre ceph afs gpfs beegfs glusterfs ocfs2 gfs2".split()  # noqa: SIM905
 _LOCAL_FUSE = {"fuse.fuse-overlayfs"}
 _MOUNTS = Path("/proc/self/mountinfo")
 _SERVER = "postgresql+psycopg://"

@@ -50,6 +50,8 @@ MANIFEST_BYTES, WEIGHTS_BYTES = 16 * 2**20, 4 * 2**30  # larger files are not re
 KEY = re.compile(r"[0-9a-f]{64}")
 # What reading an entry raises that isn't as it was written.
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError)
+# Of opening a file of an entry: it is missing, a link, a folder, a socket; or the disk is bad.
+_BROKEN = (errno.ENOENT, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENXIO, errno.EIO)
 _SECRET_BYTES = (32, 4096)
 
 
@@ -248,15 +250,23 @@ class Store:
         return Entry(key=key, weights=weights, digest=manifest["weights"], facts=manifest["facts"])
 
     def verified(self, key: str) -> tuple[dict[str, Any], bytes] | None:
-        """The manifest and the file of weights of this key, as get() has them."""
+        """The manifest and the file of weights of this key, as get() has them.
+
+        Raises:
+            OSError: it can't be read, which says nothing of the entry: too many open files, no permission.
+        """
         place = self.path(key)
         if not place.is_dir():
             return None
         try:
             return read_entry(place, key, self._secret)
-        except (OSError, *DAMAGE):
-            Store.set_aside(self, key)
-            return None
+        except OSError as error:
+            if error.errno not in _BROKEN:
+                raise
+        except DAMAGE:
+            pass
+        Store.set_aside(self, key)
+        return None
 
     def intact(self, key: str) -> bool:
         """Whether the entry of this key is as it was written; else it is set aside."""

@@ -165,6 +165,11 @@ class Board:
         harmed = any(score[key] for score in scores for key in ("lost", "wrong", "orphans"))
         return row not in self.failed and injected == survived > 0 and not harmed
 
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """FAULTS.md is of all rows: one that was skipped, or isn't there, is a failure."""
+        if "FAULTS_MD" in os.environ and not exitstatus and not all(map(self.survives, ROWS)):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if not self.scores:
             return

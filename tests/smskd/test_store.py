@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -338,6 +339,19 @@ def test_pruning_begins_with_the_longest_unused(tmp_path: Path) -> None:
     store.prune(0)
     assert _held(store, keys) == set()
     assert list((tmp_path / "partial").iterdir()) == []
+
+
+def test_a_reader_without_file_descriptors_sets_nothing_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = _filled(tmp_path)
+
+    def none_left(path: Path, most: int) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(stores, "read_file", none_left)
+        with pytest.raises(OSError, match="Too many open files"):
+            store.get(KEY)
+    assert store.get(KEY) is not None
 
 
 def test_what_a_run_needs_is_never_pruned(tmp_path: Path) -> None:
