@@ -25,6 +25,9 @@ from smskd.models import Output
 TABLE_BYTES = 2**30
 # What files of weights may have: safetensors' header; a checkpoint, in sizes of the network, and beside them.
 _HEADER_BYTES, _CHECKPOINT_TIMES, _CHECKPOINT_BYTES = 2**22, 8, 2**24
+# Fewer images than this are computed with others to make up the number: products of small matrices take another path,
+# in which sums have another order. With a few more images than that it is seen whether the answers stay the same.
+_FEWEST, _MORE = 32, 48
 # After so many look-ups that found all they asked for, see whether any row is still to come.
 _LOOK_EVERY = 20
 
@@ -34,10 +37,10 @@ class Teacher:
 
     Each (image, view) is computed once and kept, as long as the tables fit their budget: logits and embeddings first,
     then hints; in `folder` once for all processes that give the same one. On a CPU the answer of a chain of `stages`
-    for an image doesn't depend on the rest of the batch, bit for bit (batches of one take another path and are
-    avoided), so training with the tables equals training with the live teacher. Elsewhere (GPUs; wide linear layers or
-    grouped convolutions, as torchvision's classifiers have) that isn't so, and the teacher runs live. For a hint a
-    chain runs as deep as the hint.
+    for an image doesn't depend on the rest of the batch, bit for bit (small batches take another path and are filled
+    up), so training with the tables equals training with the live teacher. Elsewhere (GPUs; wide linear layers or
+    grouped convolutions, as torchvision's classifiers have; a processor on which two sizes of batch are seen to give
+    two answers) that isn't so, and the teacher runs live. For a hint a chain runs as deep as the hint.
     """
 
     def __init__(
@@ -54,8 +57,15 @@ class Teacher:
             rows = len(data.train) * data.views
             probe = self._whole(data.normalised(data.train.images[:2]))
             ends, hints = _Table.size(rows, probe[:2]), _Table.size(rows, probe[2:])
+            if ends <= table_bytes and not self._same_in_any_batch(data):
+                table_bytes = 0
             self._ends = _Table(rows, probe[:2], folder, "ends") if ends <= table_bytes else None
             self._hints = _Table(rows, probe[2:], folder, "hints") if ends + hints <= table_bytes else None
+
+    def _same_in_any_batch(self, data: Data) -> bool:
+        images = data.normalised(data.train.images[:_MORE])
+        few, more = self._whole(images[:_FEWEST]), self._whole(images)
+        return all(torch.equal(a, b[:_FEWEST]) for a, b in zip(few, more, strict=True))
 
     def __call__(self, index: Tensor, view: Tensor, images: Tensor, reads: frozenset[str]) -> View:
         """Outputs of a batch: places [B], views [B] and the images [B, C, H, W]; `reads` as in smskd.methods.
@@ -165,7 +175,8 @@ class _Table:
             if self._hits % _LOOK_EVERY == 0:
                 self._complete = bool(self._filled.all())
             return
-        asked = missing if len(missing) > 1 else missing.expand(2)
+        few = min(_FEWEST, len(rows)) - len(missing)
+        asked = missing if few <= 0 else torch.cat([missing, missing[:1].expand(few)])
         for column, values in zip(self._columns, compute(images[asked]), strict=True):
             column[rows[asked]] = values.float()
         self._filled[rows[asked]] = True

@@ -65,6 +65,7 @@ def test_a_trial_that_turns_nan_is_recorded_and_the_others_go_on(score: Score, t
         assert all("Diverged" in cause for cause in failed_alone(tmp_path / "run", "kd"))
 
 
+@pytest.mark.slow
 def test_nothing_finished(score: Score, tmp_path: Path) -> None:
     words = ["teacher_epochs=", f"teacher={exploding_teacher(tmp_path / 'teacher.safetensors')}"]
     with score.fault():

@@ -127,12 +127,12 @@ def test_places_that_cannot_be_written_to_or_read(
     fine, database = f"out={tmp_path / 'fine'}", tmp_path / "text.db"
     database.write_text("no database " * 100)
     for words, told in (
-        ([f"out={file}"], "choose another folder"),
-        ([f"out={file}/run"], "choose another folder"),
-        (["out=/proc/run"], "choose another folder"),
-        ([fine, f"store={file}"], "choose another folder"),
-        ([fine, "store=/proc/store"], "choose another folder"),
-        ([f"out={tmp_path / ('x' * 300)}"], "choose another folder"),
+        ([f"out={file}"], "choose another place"),
+        ([f"out={file}/run"], "choose another place"),
+        (["out=/proc/run"], "choose another place"),
+        ([fine, f"store={file}"], "choose another place"),
+        ([fine, "store=/proc/store"], "choose another place"),
+        ([f"out={tmp_path / ('x' * 300)}"], "choose another place"),
         ([fine, "teacher=/no/such/file"], "there is no such file"),
         ([fine, f"teacher={file}"], "neither safetensors nor"),
         ([fine, f"storage=sqlite:///{database}"], "is no study"),

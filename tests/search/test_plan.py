@@ -213,6 +213,7 @@ def test_the_run_compares_what_it_spent_with_the_plan(folder: Path) -> None:
     assert 0 < low <= mid <= high and left["seconds"] > left["search_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_what_the_store_has_is_not_planned_again(folder: Path) -> None:
     again = run("search.plan", *SMALL, "out=other", "store=store", cwd=folder)
     assert again.returncode == 0, again.stderr
@@ -229,6 +230,7 @@ def test_another_search_in_the_folder_is_refused_as_the_run_does(folder: Path) -
     assert refused.returncode == 2 and "another search" in refused.stderr
 
 
+@pytest.mark.slow
 def test_several_pairs_have_a_row_each_and_a_total(tmp_path: Path) -> None:
     words = ["pair=[tiny,resnet56_resnet20]", "max_stages=1", *SMALL, "out=run", "store=store"]
     done = run("search.plan", *words, cwd=tmp_path)
