@@ -137,7 +137,7 @@ def test_places_that_cannot_be_written_to_or_read(
         ([fine, f"teacher={file}"], "neither safetensors nor"),
         ([fine, f"storage=sqlite:///{database}"], "is no study"),
         ([fine, "storage=sqlite:////no/such/folder/study.db"], "can't be read as a study"),
-        ([fine, "storage=nosql://x"], "can't be read as a study"),
+        ([fine, "storage=nosql://x"], "no other database"),
         ([fine, "sampler=tpe", f"warm_start={tmp_path / 'nowhere'}"], "there is no study.db"),
         ([fine, "data=folder", "data_dir=/no/such/folder"], "/no/such/folder"),
         ([fine, "train_size=7"], "train_size"),
