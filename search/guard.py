@@ -16,35 +16,37 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_MARK = "SMSKD_DRIVER"
-# It looks so often, until it has found nothing twice: a process that is being started has its parent's environment.
-_EVERY_S, _AT_MOST_S = 0.3, 30.0
+# Ray's agents write their titles over the beginning of their environment, which is in random order: one of many stays.
+_MARKS = [f"SMSKD_DRIVER_{number}" for number in range(12)]
+# It looks so often, until it has found nothing for so long: what is just being started on a busy machine comes late.
+_EVERY_S, _QUIET_S, _AT_MOST_S = 0.3, 2.0, 60.0
 
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
     """Processes that are started within are killed if this process is; where there is a /proc."""
-    mark = secrets.token_hex(8)
-    command = [sys.executable, "-I", "-S", __file__, f"{_MARK}={mark}"]
+    mark = secrets.token_hex(16)
+    command = [sys.executable, "-I", "-S", __file__, mark]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,  # no Ctrl-C of a terminal reaches it
     ) as guard:  # fmt: skip
-        os.environ[_MARK] = mark
+        os.environ.update(dict.fromkeys(_MARKS, mark))
         try:
             yield
         finally:
-            del os.environ[_MARK]
+            for name in _MARKS:
+                del os.environ[name]
             guard.kill()
 
 
 def end(mark: str) -> None:
     """Kill the processes with this mark in their environment until there are none."""
-    deadline, empty = time.monotonic() + _AT_MOST_S, 0
-    while empty < 2 and time.monotonic() < deadline:
-        found = [int(process.name) for process in Path("/proc").glob("[0-9]*") if _bears(process, mark)]
-        empty = 0 if found else empty + 1
-        for pid in found:
+    deadline = time.monotonic() + _AT_MOST_S
+    found_at = time.monotonic()
+    while found_at + _QUIET_S > time.monotonic() < deadline:
+        for pid in [int(process.name) for process in Path("/proc").glob("[0-9]*") if _bears(process, mark)]:
+            found_at = time.monotonic()
             with contextlib.suppress(OSError):  # it ended by itself
                 os.kill(pid, signal.SIGKILL)
         time.sleep(_EVERY_S)
@@ -52,7 +54,7 @@ def end(mark: str) -> None:
 
 def _bears(process: Path, mark: str) -> bool:
     try:
-        return mark.encode() in (process / "environ").read_bytes().split(b"\0")
+        return mark.encode() in (process / "environ").read_bytes()
     except OSError:  # somebody else's, or ended
         return False
 

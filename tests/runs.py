@@ -13,7 +13,8 @@ import pandas as pd
 ROOT = Path(__file__).parents[1]
 SMALL = ["methods=[kd,rkd]", "train_size=100", "epochs=1", "seeds=2", "confirm=1", "teacher_epochs=1"]
 SAME = ["recipe", "recipe_id", "seed", "phase", "status", "val_accuracy", "test_accuracy", "train_flops", "n_stages"]
-_MARK = "SMSKD_TEST_MARK"
+# Ray's agents write their titles over the beginning of their environment, which is in random order: one of many stays.
+_MARKS = [f"SMSKD_TEST_MARK_{number}" for number in range(12)]
 
 
 def command(out: Path | str, store: Path | str, *more: str) -> list[str]:
@@ -26,7 +27,7 @@ def command(out: Path | str, store: Path | str, *more: str) -> list[str]:
 
 def environment(mark: str | None = None, **more: str) -> dict[str, str]:
     """Without address= a search is of this machine alone, whatever cluster there is beside it."""
-    return os.environ | {"RAY_ADDRESS": "127.0.0.1:1"} | ({_MARK: mark} if mark else {}) | more
+    return os.environ | {"RAY_ADDRESS": "127.0.0.1:1"} | dict.fromkeys(_MARKS if mark else (), mark or "") | more
 
 
 def search(
@@ -124,7 +125,8 @@ def marked(mark: str) -> dict[int, str]:
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if f"{_MARK}={mark}".encode() in (process / "environ").read_bytes().split(b"\0"):
+            variables = (process / "environ").read_bytes().split(b"\0")
+            if any(variable.partition(b"=")[2] == mark.encode() for variable in variables):
                 found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue

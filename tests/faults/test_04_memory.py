@@ -10,8 +10,8 @@ from tests import runs
 from tests.faults.conftest import Score
 
 ROW = 4
-# More than other processes take meanwhile, and so much that one trial reaches it within seconds.
-SPARE = 2**31
+# More than other tests take meanwhile, and so little that one trial reaches it within seconds.
+SPARE = 6 * 2**30
 # Read by each Python process that starts: in the second stage of one recipe, training takes more and more memory.
 HUNGRY = """
 import importlib.machinery, os, sys, time
@@ -35,7 +35,7 @@ class Patch(importlib.machinery.PathFinder):
                     open(os.path.join(place, f"{time.time_ns()}-{named['seed']}"), "w").close()
                     held = []
                     while len(tries) < int(os.environ["HUNGRY_TRIES"]):
-                        held.append(bytearray(os.urandom(1)) * 2**26)
+                        held.append(bytearray(os.urandom(1)) * 2**27)
                 return train(*given, **named)
 
             module.train_stage = hungry
@@ -60,8 +60,8 @@ def search_with_a_hungry_recipe(tmp_path: Path, tries: int) -> tuple[Path, str, 
     tries: how often the recipe kd>rkd takes all memory that there is, before it is content.
     """
     free, total = available()
-    if free < 2 * SPARE:
-        pytest.skip(f"needs {2 * SPARE / 2**30:g} GiB of free memory, and there are {free / 2**30:.1f}")
+    if free < SPARE + 2**31:
+        pytest.skip(f"needs {SPARE / 2**30 + 2:g} GiB of free memory, and there are {free / 2**30:.1f}")
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(HUNGRY)
     (tmp_path / "tries").mkdir()

@@ -17,9 +17,7 @@ import spaces
 from search import config, estimate, plan
 from search.estimate import Between, Kind, Rehearsal, Timing, Work
 from smskd.recipe import parse
-
-ROOT = Path(__file__).parents[2]
-SMALL = ["methods=[kd,rkd]", "train_size=100", "epochs=1", "seeds=2", "confirm=1", "teacher_epochs=1"]
+from tests.runs import ROOT, SMALL, environment, marked
 
 
 def run(module: str, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -278,7 +276,7 @@ def test_an_interrupted_plan_exits_130_and_leaves_no_process_and_no_file(tmp_pat
     mark = f"{tmp_path.name}-{os.getpid()}"
     running = subprocess.Popen(
         [sys.executable, "-m", "search.plan"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "SMSKD_TEST_MARK": mark}, start_new_session=True,
+        env=environment(mark, PYTHONPATH=str(ROOT)), start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".smskd-plan-*")) and time.monotonic() < deadline:
@@ -287,14 +285,7 @@ def test_an_interrupted_plan_exits_130_and_leaves_no_process_and_no_file(tmp_pat
     told, errors = running.communicate(timeout=60)
     assert running.returncode == 130 and "interrupted" in told and errors == ""
     assert list(tmp_path.iterdir()) == []
-    assert [p for p in Path("/proc").glob("[0-9]*/environ") if mark in _environment(p)] == []
-
-
-def _environment(file: Path) -> str:
-    try:
-        return file.read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
+    assert marked(mark) == {}
 
 
 def test_a_process_that_dies_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
