@@ -30,9 +30,8 @@ def test_a_flipped_bit_of_any_byte(score: Score, tmp_path: Path, file: str) -> N
     store = Store(tmp_path)
     digest = put(store).digest
     entry = store.path(KEY)
-    length = (entry / file).stat().st_size
-    assert length > 50
-    for place in range(length):
+    place = 0
+    while place < (entry / file).stat().st_size:  # a manifest has the time, in more or fewer digits, when put again
         with score.fault():
             flip(entry / file, place)
             assert store.get(KEY) is None and not entry.exists()
@@ -44,6 +43,8 @@ def test_a_flipped_bit_of_any_byte(score: Score, tmp_path: Path, file: str) -> N
                 assert put(store).digest == digest
                 shutil.rmtree(aside)
             assert whole(store.get(KEY))
+        place += 1
+    assert place > 50
 
 
 @pytest.mark.slow

@@ -56,6 +56,7 @@ def failed_alone(out: Path, recipe: str) -> set[str]:
     return set(rows.loc[[recipe], "error"])
 
 
+@pytest.mark.slow
 def test_a_trial_that_turns_nan_is_recorded_and_the_others_go_on(score: Score, tmp_path: Path) -> None:
     words = ["teacher_epochs=", f"teacher={exploding_teacher(tmp_path / 'teacher.safetensors')}"]
     with score.fault():

@@ -42,7 +42,7 @@ def interrupted(told: str) -> bool:
     return "interrupted; all finished stages are kept. To go on: python -m search.run" in told
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_keeps_what_it_has_and_leaves_no_process(score: Score, tmp_path: Path, number: signal.Signals) -> None:
     out, store = tmp_path / "run", tmp_path / "store"
     mark = f"{tmp_path.name}-{os.getpid()}"
