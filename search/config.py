@@ -383,8 +383,8 @@ class Config:
 def _check_address(address: str) -> None:
     if address.startswith("ray://"):
         raise ValueError(
-            f"address={address}: Ray's client doesn't keep a search through a lost connection; run the search"
-            "  on a node of the cluster (such as its head, or by a Ray job) with address=auto"
+            f"address={address}: Ray's client doesn't keep a search through a lost connection; run the search "
+            "on a node of the cluster (such as its head, or by a Ray job) with address=auto"
         )
     host, _, port = address.rpartition(":")
     if address != "auto" and not (host and "/" not in host and port.isdigit() and 0 < int(port) < 65536):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator
 
 from search import storages
 
@@ -17,7 +16,7 @@ _BROKEN = (*_UNWRITTEN, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT)
 
 def trouble(error: BaseException) -> str | None:
     """What failed and what to do, if a full disk, a broken study or a lost server is behind an error; else None."""
-    for seen in _behind(error):
+    for seen in storages.behind(error):
         if isinstance(seen, OSError) and seen.errno in _FULL:
             where = f" for {seen.filename}" if seen.filename else ""
             return f"{os.strerror(seen.errno)}{where}: free some (python -m smskd.store do=prune, say)"
@@ -28,14 +27,7 @@ def trouble(error: BaseException) -> str | None:
 
 def full(error: BaseException) -> bool:
     """Whether a database couldn't be written, most likely since the disk is full, is behind an error."""
-    return any(_code(seen) in _UNWRITTEN for seen in _behind(error))
-
-
-def _behind(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return any(_code(seen) in _UNWRITTEN for seen in storages.behind(error))
 
 
 def _code(error: BaseException) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,13 +87,19 @@ def hidden(text: str) -> str:
 
 def lost(error: BaseException) -> str | None:
     """What to tell of an error that is behind another or this one, if a server is gone; None: something else is."""
-    seen: BaseException | None = error
-    while seen is not None:
+    for seen in behind(error):
         kinds = [kind for kind in type(seen).__mro__ if kind.__module__.partition(".")[0] == "psycopg"]
         if any(kind.__name__ in ("OperationalError", "InterfaceError") for kind in kinds):
             return f"the server of the study is gone or refuses ({seen}): see that it runs and can be reached"
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
     return None
+
+
+def behind(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it was raised from or while handling, and so on."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
 
 
 def opened(url: str) -> str | BaseStorage:

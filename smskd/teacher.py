@@ -209,7 +209,7 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
     wanted = network.state_dict()
     try:
         found = _of_safetensors(path, wanted) if path.suffix == ".safetensors" else _of_checkpoint(path, wanted)
-        made = {name: _plain(found[name], value) for name, value in wanted.items()}
+        return {name: _plain(name, found[name], value) for name, value in wanted.items()}
     except _Refused as refusal:
         raise ValueError(f"teacher={path}: {refusal}") from None
     except Exception as error:  # a hostile or damaged file raises nearly anything
@@ -217,11 +217,6 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
         raise ValueError(
             f"teacher={path}: neither safetensors nor a weights-only checkpoint of tensors: {first[:200]}"
         ) from None
-    for name, value in made.items():
-        if value is None or not value.isfinite().all():
-            what = "isn't a plain tensor of the network's kind" if value is None else "holds NaN or infinity"
-            raise ValueError(f"teacher={path}: {name} {what}")
-    return {name: value for name, value in made.items() if value is not None}
 
 
 class _Refused(Exception):
@@ -275,8 +270,13 @@ def _check(wanted: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) 
             )
 
 
-def _plain(found: Tensor, wanted: Tensor) -> Tensor | None:
-    """In the network's type; None where that can't be: sparse, quantised, whole numbers in place of others."""
+def _plain(name: str, found: Tensor, wanted: Tensor) -> Tensor:
+    """In the network's type, which it can't be if it is sparse, quantised, or has whole numbers in place of others."""
     plain = found.layout == torch.strided and found.device.type == "cpu" and not found.is_quantized
     alike = found.is_floating_point() == wanted.is_floating_point() and not found.is_complex()
-    return found.to(wanted.dtype) if plain and alike else None
+    if not (plain and alike):
+        raise _Refused(f"{name} isn't a plain tensor of the network's kind")
+    made = found.to(wanted.dtype)
+    if not made.isfinite().all():
+        raise _Refused(f"{name} holds NaN or infinity")
+    return made

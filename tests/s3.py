@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import runs
+
 _SERVER = Path(sys.executable).parents[1] / "moto" / "bin" / "moto_server"
 # None of these is anybody's: moto takes all. Without them a client would look for credentials elsewhere.
 CREDENTIALS = {
@@ -36,9 +38,7 @@ class Server:
 @contextlib.contextmanager
 def running() -> Iterator[Server]:
     """The server, with credentials for it in the environment; ended by its pid."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = runs.free_port()
     command = [_SERVER, "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     before = {name: os.environ.get(name) for name in CREDENTIALS}

@@ -12,38 +12,21 @@ from tests.faults.conftest import Score
 ROW = 4
 # More than other tests take meanwhile, and so little that one trial reaches it within seconds.
 SPARE = 6 * 2**30
-# Read by each Python process that starts: in the second stage of one recipe, training takes more and more memory.
+# In the second stage of one recipe, training takes more and more memory; names are of smskd.stage.
 HUNGRY = """
-import importlib.machinery, os, sys, time
+import os, time
 
-class Patch(importlib.machinery.PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        if name != "smskd.stage":
-            return None
-        spec = super().find_spec(name, path, target)
-        run = spec.loader.exec_module
+trained = train_stage
 
-        def exec_module(module):
-            run(module)
-            train = module.train_stage
-
-            def hungry(*given, **named):
-                place = os.environ["HUNGRY"]
-                if named["recipe"].notation == "kd>rkd" and str(named["stage"]) == "rkd":
-                    tries = sorted(os.listdir(place))
-                    open(os.path.join(place, f"{time.time_ns()}-{named['seed']}"), "w").close()
-                    held = []
-                    while len(tries) < int(os.environ["HUNGRY_TRIES"]):
-                        held.append(bytearray(os.urandom(1)) * 2**27)
-                return train(*given, **named)
-
-            module.train_stage = hungry
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Patch)
+def train_stage(*given, **named):
+    place = os.environ["HUNGRY"]
+    if named["recipe"].notation == "kd>rkd" and str(named["stage"]) == "rkd":
+        tries = sorted(os.listdir(place))
+        open(os.path.join(place, f"{time.time_ns()}-{named['seed']}"), "w").close()
+        held = []
+        while len(tries) < int(os.environ["HUNGRY_TRIES"]):
+            held.append(bytearray(os.urandom(1)) * 2**27)
+    return trained(*given, **named)
 """
 
 
@@ -62,11 +45,10 @@ def search_with_a_hungry_recipe(tmp_path: Path, tries: int) -> tuple[Path, str, 
     free, total = available()
     if free < SPARE + 2**31:
         pytest.skip(f"needs {SPARE / 2**30 + 2:g} GiB of free memory, and there are {free / 2**30:.1f}")
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(HUNGRY)
     (tmp_path / "tries").mkdir()
+    path = runs.sabotage(tmp_path / "site", "smskd.stage", HUNGRY)
     variables = {
-        "PYTHONPATH": str(tmp_path / "site"), "HUNGRY": str(tmp_path / "tries"), "HUNGRY_TRIES": str(tries),
+        "PYTHONPATH": path, "HUNGRY": str(tmp_path / "tries"), "HUNGRY_TRIES": str(tries),
         "RAY_memory_monitor_refresh_ms": "50", "RAY_memory_usage_threshold": f"{1 - (free - SPARE) / total:.4f}",
     }  # fmt: skip
     done = runs.search(tmp_path / "run", tmp_path / "store", mark=str(tmp_path), **variables)

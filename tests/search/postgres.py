@@ -7,7 +7,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import runs
 
 BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
 PASSWORD = "s3cret-of-a-test"
@@ -25,9 +26,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            self._port = taken.getsockname()[1]
+        self._port = runs.free_port()
         secret = folder / "password"
         secret.write_text(PASSWORD)
         self._run(

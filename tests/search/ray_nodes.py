@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ class RayNodes:
         """token: what the cluster asks for; None: it asks for none. variables: of each node's processes."""
         self._folder = tempfile.TemporaryDirectory(prefix="ray-")  # short, since sockets are in it
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._port = _free_port()
+        self._port = runs.free_port()
         auth = {"RAY_AUTH_MODE": "disabled"} if token is None else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         # from its head a search is killed with the head, from another node it isn't; here they are one machine
         self.variables = auth | {"RAY_TMPDIR": self._folder.name, "RAY_USAGE_STATS_ENABLED": "0"} | variables
@@ -71,9 +70,3 @@ class RayNodes:
         process = self._processes.pop(name)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
