@@ -1,14 +1,23 @@
-"""What a network costs: FLOPs, parameters, latency. Device seconds are measured by the training loop."""
+"""What a network and a stage cost: FLOPs, parameters, latency. Device seconds are measured by the training loop."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from smskd import anchor
+from smskd import stage as training_loop
+from smskd.data import Data
+from smskd.methods.base import Batch
+from smskd.stage import Assignment, Term
+from smskd.teacher import Teacher
+from smskd.training import Training
 
 # A training step's FLOPs over those of its forward pass: the backward pass computes two gradients of the same size.
 # Counting the backward itself goes wrong for grouped convolutions (33 times too much).
@@ -48,3 +57,45 @@ def latency_ms(module: nn.Module, image: Tensor, *, runs: int = 50) -> float:
                 torch.cuda.synchronize(image.device)
             times.append(time.perf_counter() - started)
     return 1000 * statistics.median(times[5:])
+
+
+class FlopCounter:
+    """Counts the training FLOPs of stages of one student on one data set; remembers what it counted."""
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+        self._known: dict[tuple[Any, ...], tuple[float, float]] = {}
+
+    def stage(self, work: Assignment, student: nn.Module, terms: Sequence[Term], teachers: Sequence[Teacher]) -> float:
+        """FLOPs of a stage: student and regressors forward and backward, teachers and reference forward.
+
+        EWC has no reference to run, but gradients of some images for its Fisher information.
+
+        Args:
+            student: on the data's device; no state is moved.
+            terms: the stage's methods, as built.
+            teachers: those that the stage asks.
+        """
+        wanted = tuple(work.reads(number) for number in range(len(teachers)))
+        held = work.recipe.anchor if work.anchored else None
+        case = (repr(work.methods), wanted, held)
+        if case not in self._known:
+            two = self._data.normalised(self._data.train.images[:2])
+            one = trained = forward_flops(student, two, images=2)
+            others = sum(forward_flops(t.part(w), two, images=2) for t, w in zip(teachers, wanted, strict=True))
+            views = [training_loop.probe(t.network, self._data) for t in teachers]
+            mine = training_loop.probe(student, self._data)
+            batch = Batch(self._data.train.labels[:2], torch.arange(2, device=two.device))
+            for term in terms:
+                trained += forward_flops(term.method, mine, views[term.teachers[0]], batch, images=2)
+            others += one if held == "reference" else 0.0
+            once = TRAINING_OVER_FORWARD * one * min(anchor.FISHER_IMAGES, len(self._data.train))
+            self._known[case] = others + TRAINING_OVER_FORWARD * trained, once if held == "ewc" else 0.0
+        each, once = self._known[case]
+        return images_trained(work.training, self._data) * each + once
+
+
+def images_trained(training: Training, data: Data) -> int:
+    """How many go through a network: an incomplete last batch of an epoch is left out."""
+    batch = min(training.batch_size, len(data.train))
+    return training.epochs * (len(data.train) // batch) * batch

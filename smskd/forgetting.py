@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from smskd import methods
 from smskd.data import Data
 from smskd.methods import ce
 from smskd.methods.base import Batch, View
 from smskd.models import Output
-from smskd.stage import Term
+from smskd.stage import Term, reads_of
 
 # Outputs of teachers on validation images are kept up to this size, and computed anew beyond it.
 _KEPT_BYTES = 2**28
@@ -96,7 +95,7 @@ class Lineage:
         for _, earlier in self._stages:
             for term in earlier:
                 for place in term.teachers:
-                    reads[place] |= methods.load(term.name).READS
+                    reads[place] |= reads_of(term.name, term.method.settings)
         training = student.training
         student.eval()
         modes = [(term.method, term.method.training) for _, terms in self._stages for term in terms]

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smskd import cli
-from smskd.recipe import Recipe, make
+from smskd import cli, experiment
+from smskd.experiment import Experiment
+from smskd.notation import parse
+from smskd.recipe import Recipe
+from smskd.settings import setting
 from smskd.store import Store, is_url, open_store
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SAME, BAD_INPUT, EXPLAINED, DIFFERENT, INTERRUPTED = 0, 2, 3, 4, 130
-_NETWORKS = ("pair", "teacher_model", "student_model", "teacher", "precision", "compile", "data", "data_dir")
-_COUNTS = ("train_size", "image_size", "teacher_epochs", "epochs", "epochs_total")
-_SETTINGS = ("anchor", "weighting", "lambda_base", "teachers")
-_COLUMNS = ("recipe", "recipe_id", "seed", "phase", "status", *_SETTINGS)
+_COLUMNS = ("recipe", "recipe_id", "seed", "phase", "status")
 # What may differ between a stage and the same stage trained elsewhere: its key says so.
 _CIRCUMSTANCES, _BEFORE = ("environment", "code", "data"), ("parent", "teachers")
 
@@ -35,17 +35,15 @@ _CIRCUMSTANCES, _BEFORE = ("environment", "code", "data"), ("parent", "teachers"
 class Config:
     """What `python -m smskd.reproduce` is asked for."""
 
-    run: str = cli.key("", "folder of the run; of a search of several pairs, the folder of one")
-    sample: int = cli.key(3, "how many of its trainings are done anew, with all their stages, and the teacher")
-    seed: int = cli.key(0, "of the choice")
-    store: str | None = cli.key(None, "finished stages to compare with: a folder, or a URL (default: the run's)")
-    store_key: str | None = cli.key(None, "file with the secret that signs them (default: the run's)")
+    run: str = setting("", "folder of the run; of a search of several pairs, the folder of one")
+    sample: int = setting(3, "how many of its trainings are done anew, with all their stages, and the teacher", low=1)
+    seed: int = setting(0, "of the choice")
+    store: str | None = setting(None, "finished stages to compare with: a folder, or a URL (default: the run's)")
+    store_key: str | None = setting(None, "file with the secret that signs them (default: the run's)")
 
     def __post_init__(self) -> None:
         if not Path(self.run).is_dir() or not self.run:
             raise ValueError(f"run={self.run}: there is no such folder; give the folder that a search wrote to")
-        if self.sample < 1:
-            raise ValueError(f"sample >= 1 must hold, but got sample={self.sample}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,30 +61,29 @@ def reproduce(config: Config) -> list[Verdict]:
     Raises:
         ValueError: the folder is no run of one pair, its files are damaged, or its data or teacher can't be had.
     """
-    info, table = _read(Path(config.run))
+    info, made, table = _read(Path(config.run))
     settings = info["config"]
-    place = config.store or settings.get("store") or ""
-    if not is_url(place) and not (Path(place) / "entries").is_dir():
-        raise ValueError(f"store={place} is no store of finished stages: give that of the run with store=")
-    kept = open_store(place, config.store_key or settings.get("store_key"))
+    where = config.store or settings.get("store") or ""
+    if not is_url(where) and not (Path(where) / "entries").is_dir():
+        raise ValueError(f"store={where} is no store of finished stages: give that of the run with store=")
+    kept = open_store(where, config.store_key or settings.get("store_key"))
     drawn = random.Random(config.seed).sample(range(len(table)), min(config.sample, len(table)))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
-    from smskd import pipeline
+    from smskd import bench, pipeline
 
-    environment = info["environment"]
-    torch.set_num_threads(int(environment.get("threads", 1)))
-    device = "cuda" if "cuda" in environment and torch.cuda.is_available() else "cpu"
-    wanted = {key: settings.get(key) for key in (*_NETWORKS, *_COUNTS)}
+    torch.set_num_threads(made.threads)
+    device = "cuda" if "cuda" in info["environment"] and torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory(prefix="smskd-") as empty:
+        cold = Store(Path(empty))
+        prepared = bench.prepare(made, cold, device=device)
         for number, at in enumerate(sorted(drawn), 1):
             row = table.iloc[at]
-            recipe = _recipe(row)
+            recipe = _recipe(row, made)
             _say(f"training {number} of {len(drawn)}: {recipe}, seed {row['seed']}")
             looks = row["phase"] == "confirm" and settings.get("protocol") == "paper"
-            pipeline.run(recipe, seed=int(row["seed"]), device=device, store=empty, test_each_epoch=looks, **wanted)
-        cold = Store(Path(empty))
+            pipeline.distil(recipe, prepared, seed=int(row["seed"]), test_each_epoch=looks)
         return _compared(cold, kept, Path(config.run).absolute())
 
 
@@ -149,20 +146,20 @@ def _name(told: Mapping[str, Any]) -> str:
     return f"{identity['network']} {'+'.join(identity['methods']) or 'ce'} ({told['key'][:12]})"
 
 
-def _read(run: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    """run.json, and the finished trainings of results.parquet."""
+def _read(run: Path) -> tuple[dict[str, Any], Experiment, pd.DataFrame]:
+    """run.json, the experiment in it, and the finished trainings of results.parquet."""
     import pandas as pd
 
     path = run / "run.json"
     try:
         info = json.loads(path.read_bytes())
-        settings, environment = info["config"], info["environment"]
-        if isinstance(settings["pair"], list):
+        if "pairs" in info:
             raise ValueError(f"{run} holds a search of several pairs: give the folder of one, such as {run}/PAIR")
-        texts = all(isinstance(settings.get(key), str | None) for key in (*_NETWORKS, "store", "store_key", "protocol"))
-        counts = all(isinstance(settings.get(key), int | None) for key in _COUNTS)
-        if not (texts and counts and isinstance(environment, dict) and isinstance(environment.get("threads", 1), int)):
+        settings, environment = info["config"], info["environment"]
+        texts = all(isinstance(settings.get(key), str | None) for key in ("store", "store_key", "protocol"))
+        if not (texts and isinstance(environment, dict)):
             raise TypeError("a setting is of the wrong type")
+        made = experiment.of_dict(info["experiment"])
     except (OSError, KeyError, TypeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} can't be read as a run's ({type(error).__name__}: {error})") from None
     path = run / "results.parquet"
@@ -173,11 +170,11 @@ def _read(run: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     table = table[table["status"] == "complete"].reset_index(drop=True)
     if table.empty:
         raise ValueError(f"{run} has finished no training yet: let the search go on")
-    return info, table
+    return info, made, table
 
 
-def _recipe(row: pd.Series[Any]) -> Recipe:
-    recipe = make(str(row["recipe"]), {name: row[name] for name in _SETTINGS})
+def _recipe(row: pd.Series[Any], made: Experiment) -> Recipe:
+    recipe = made.effective(parse(str(row["recipe"])))
     if recipe.id != row["recipe_id"]:
         raise ValueError(f"recipe_id of {recipe} must be {recipe.id}, but the run's table has {row['recipe_id']}")
     return recipe

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim import lr_scheduler
 
 from smskd import anchor, methods
 from smskd.data import Data, Split
@@ -22,14 +23,13 @@ from smskd.methods import ce
 from smskd.methods.base import Batch, Method, Task, View
 from smskd.models import Output
 from smskd.numerics import FLOAT32, Numerics
-from smskd.pairs import Schedule
-from smskd.recipe import Recipe, Stage
+from smskd.recipe import Recipe
+from smskd.settings import Value
 from smskd.teacher import TABLE_BYTES, Teacher
+from smskd.training import Training, idle
 
-# Where a step schedule divides the learning rate by ten, as a share of the stage (150, 180, 210 of 240 epochs).
-_MILESTONES = (0.625, 0.75, 0.875)
-# A one-cycle schedule climbs from a 25th of its peak in the first 30 % of the steps.
-_ONE_CYCLE_RISE, _ONE_CYCLE_START = 0.3, 1 / 25
+# A one-cycle schedule climbs from a 25th of its peak in the first 30 % of the steps, and falls to 0.
+_ONE_CYCLE_RISE, _ONE_CYCLE_START = 0.3, 25
 # Images an evaluation step: so many, or fewer if they are large.
 _EVALUATION_BATCH, _EVALUATION_PIXELS = 512, 2**22
 # A table of the reference's outputs is kept where at least this share of them is asked for again.
@@ -43,7 +43,52 @@ class Diverged(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Assignment:
+    """What one stage is to do, every setting resolved.
+
+    recipe: the stage is its last; its anchor settings count. training: how it is optimised. methods: settings of each
+    method that distils, by name. anchored: whether it has a reference. seed: of everything drawn in this stage.
+    numerics: of the forward passes.
+    """
+
+    recipe: Recipe
+    training: Training
+    methods: Mapping[str, Mapping[str, Value]]
+    anchored: bool
+    seed: int
+    numerics: Numerics = FLOAT32
+
+    @property
+    def idle(self) -> set[str]:
+        """Settings of the training that have no effect beside the others."""
+        return idle(vars(self.training))
+
+    @property
+    def asks(self) -> bool:
+        """Whether a teacher is asked."""
+        return bool(self.methods) or self.weighs
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the anchor's weights come from a teacher."""
+        return self.anchored and self.recipe.weighting != "fixed"
+
+    def reads(self, teacher: int = 0) -> frozenset[str]:
+        """Which outputs of a teacher (by number) the stage looks at; empty where it needs none."""
+        shares = zip(self.methods.items(), assigned(tuple(self.methods), self.recipe.teachers), strict=True)
+        wanted = frozenset[str]().union(*(reads_of(name, own) for (name, own), of in shares if teacher in of))
+        return wanted | {"logits"} if self.weighs else wanted
+
+
+def reads_of(method: str, settings: Mapping[str, Value]) -> frozenset[str]:
+    """Which of a teacher's outputs a method looks at, as its file says."""
+    module = methods.load(method)
+    found: frozenset[str] = module.reads(settings) if hasattr(module, "reads") else module.READS
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
     """What one stage's training was.
 
     losses: per epoch, the mean of each named, weighted term. images: how many went through the student.
@@ -51,16 +96,16 @@ class Training:
     quantiles by name; empty without an anchor. terms: the methods as they were trained, regressors with them.
     """
 
-    losses: tuple[Mapping[str, float], ...]
+    losses: tuple[dict[str, float], ...]
     images: int
     seconds: float
-    anchor_weights: Mapping[str, float]
+    anchor_weights: dict[str, float]
     terms: Sequence[Term]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One method of a stage, and the teachers it listens to, by place; its losses count by `share`."""
+    """One method of a stage, and the teachers it listens to, by number; its losses count by `share`."""
 
     name: str
     method: Method
@@ -68,9 +113,9 @@ class Term:
     share: float
 
     def __call__(self, student: View, answers: Sequence[View] | Mapping[int, View], batch: Batch) -> dict[str, Tensor]:
-        """Named, weighted losses; `answers` are the teachers', by place."""
-        own = [answers[place] for place in self.teachers]
-        answer = own[0] if len(own) == 1 else mean_answer(own, getattr(methods.load(self.name), "TEMPERATURE", 1.0))
+        """Named, weighted losses; `answers` are the teachers', by number."""
+        own = [answers[number] for number in self.teachers]
+        answer = own[0] if len(own) == 1 else mean_answer(own, self.method.settings.get("temperature", 1.0))
         losses = self.method(student, answer, batch)
         return losses if self.share == 1 else {name: self.share * loss for name, loss in losses.items()}
 
@@ -90,30 +135,20 @@ def assigned(distils: Sequence[str], teachers: int) -> list[tuple[int, ...]]:
     """For each method of a stage, in order, the teachers it listens to: dealt out in turn, none left over."""
     count = len(distils)
     if teachers < count:
-        return [(place % teachers,) for place in range(count)]
-    return [tuple(range(place, teachers, count)) for place in range(count)]
+        return [(number % teachers,) for number in range(count)]
+    return [tuple(range(number, teachers, count)) for number in range(count)]
 
 
-def reads(stage: Stage, recipe: Recipe, *, first: bool, teacher: int = 0) -> frozenset[str]:
-    """Which outputs of a teacher (by place) a stage looks at; empty where it needs none."""
-    shares = zip(stage.distils, assigned(stage.distils, recipe.teachers), strict=True)
-    wanted = frozenset[str]().union(*(methods.load(name).READS for name, own in shares if teacher in own))
-    weighted = not first and recipe.anchored and recipe.weighting != "fixed"
-    return wanted | {"logits"} if weighted else wanted
-
-
-def build_terms(
-    stage: Stage, student: View, teachers: Sequence[View], weights: Mapping[str, float], labels: Tensor
-) -> list[Term]:
-    """The stage's methods but for `ce`; arguments as in methods.base.Task, `weights` override the published ones."""
+def build_terms(work: Assignment, student: View, teachers: Sequence[View], labels: Tensor) -> list[Term]:
+    """The stage's methods but for `ce`; the rest as in methods.base.Task."""
     terms = []
-    for name, own in zip(stage.distils, assigned(stage.distils, len(teachers)) if teachers else (), strict=True):
-        module = methods.load(name)
+    shares = assigned(tuple(work.methods), len(teachers)) if teachers else ()
+    for (name, settings), own in zip(work.methods.items(), shares, strict=True):
         # what is read off logits alone is read off their mean; other methods meet each of their teachers
-        groups = [own] if frozenset({"logits"}) == module.READS else [(place,) for place in own]
-        for group in groups:
-            method = module.build(Task(student, teachers[group[0]], module.WEIGHTS | weights, labels))
-            terms.append(Term(name=name, method=method, teachers=group, share=1 / len(groups)))
+        alone = frozenset({"logits"}) == reads_of(name, settings)
+        for group in [own] if alone else [(number,) for number in own]:
+            method = methods.load(name).build(Task(student, teachers[group[0]], settings, labels))
+            terms.append(Term(name=name, method=method, teachers=group, share=len(group) / len(own)))
     return terms
 
 
@@ -127,79 +162,86 @@ def probe(network: nn.Module, data: Data) -> View:
     return View(output, network.hint_index)  # type: ignore[arg-type]
 
 
-def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
-    """The learning rate of a step, from 0, of a stage of so many steps."""
-    done = step / steps
-    if schedule.schedule == "step":
-        return schedule.learning_rate * 0.1 ** sum(done >= m for m in _MILESTONES)
-    if done < _ONE_CYCLE_RISE:
-        rise = 0.5 - 0.5 * math.cos(math.pi * done / _ONE_CYCLE_RISE)
-        return schedule.learning_rate * (_ONE_CYCLE_START + (1 - _ONE_CYCLE_START) * rise)
-    fall = 0.5 + 0.5 * math.cos(math.pi * (done - _ONE_CYCLE_RISE) / (1 - _ONE_CYCLE_RISE))
-    return schedule.learning_rate * fall
+def optimizer_of(parameters: Sequence[nn.Parameter], training: Training, device: torch.device) -> torch.optim.Optimizer:
+    """SGD or AdamW on these parameters, with the settings of a stage's training."""
+    fused = device.type in ("cpu", "cuda")
+    rate, decay = training.learning_rate, training.weight_decay
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
+    momentum, nesterov = training.momentum, training.nesterov
+    return torch.optim.SGD(parameters, rate, momentum=momentum, nesterov=nesterov, weight_decay=decay, fused=fused)
+
+
+def schedule_of(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> lr_scheduler.LRScheduler:
+    """The learning rate of each step of a stage: of `steps` an epoch, stepped after each."""
+    rising, whole = training.warmup_epochs * steps, training.epochs * steps
+    rest = whole - rising
+    main: lr_scheduler.LRScheduler
+    match training.schedule:
+        case "step":
+            ends = [math.ceil(share * rest) for share in training.milestones]
+            main = lr_scheduler.MultiStepLR(optimizer, ends, gamma=0.1)
+        case "cosine":
+            main = lr_scheduler.CosineAnnealingLR(optimizer, T_max=rest)
+        case "one_cycle":  # one step more, which would be of rate 0, so that the last is still of use
+            rise = (_ONE_CYCLE_RISE * whole + 1) / (whole + 1)
+            main = lr_scheduler.OneCycleLR(
+                optimizer, training.learning_rate, whole + 1, pct_start=rise, div_factor=_ONE_CYCLE_START,
+                final_div_factor=math.inf, cycle_momentum=False,
+            )  # fmt: skip
+        case _:
+            main = lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    if not rising:
+        return main
+    climb = lr_scheduler.LinearLR(optimizer, start_factor=1 / (rising + 1), total_iters=rising)
+    return lr_scheduler.SequentialLR(optimizer, [climb, main], milestones=[rising])
 
 
 def train_stage(
     student: nn.Module,
-    *,
-    stage: Stage,
-    recipe: Recipe,
-    reference: nn.Module | None,
-    teachers: Sequence[Teacher],
+    work: Assignment,
     data: Data,
-    schedule: Schedule,
-    loss_weights: Mapping[str, float],
-    epochs: int,
-    seed: int,
-    numerics: Numerics = FLOAT32,
+    *,
+    teachers: Sequence[Teacher] = (),
+    reference: nn.Module | None = None,
     on_epoch: Callable[[int], None] = lambda epoch: None,
-) -> Training:
+) -> Trained:
     """Train a student in place for one stage.
 
     Args:
         student: as the stage before left it, or fresh; in train mode afterwards.
-        stage: which methods.
-        recipe: its anchor settings; the stages aren't looked at.
-        reference: the frozen student of the stage before; None: no anchor.
-        teachers: as many as the recipe has; none for a stage that reads none of their outputs.
+        work: what the stage is to do.
         data: on the student's device; the last, incomplete batch of an epoch is left out.
-        schedule: the optimiser's settings.
-        loss_weights: override the methods' published weights.
-        epochs: at least 1.
-        seed: of everything drawn in this stage.
-        numerics: of the forward passes.
+        teachers: as many as the recipe has; none for a stage that reads none of their outputs.
+        reference: the frozen student of the stage before, if the stage is anchored.
         on_epoch: called with the number of finished epochs.
 
     Raises:
         Diverged: a loss turned NaN or infinite; told with the epoch and the terms.
     """
+    assert (reference is not None) == work.anchored, "an anchored stage has a reference, and no other has"
     started = time.monotonic()
     device = data.mean.device
-    count = len(data.train)
-    batch = min(schedule.batch_size, count)
+    training, seed, ce_weight = work.training, work.seed, work.training.ce
+    assert ce_weight is not None, "every setting of an assignment is resolved"
+    count, epochs = len(data.train), training.epochs
+    batch = min(training.batch_size, count)
     steps = count // batch
-    wanted = [reads(stage, recipe, first=reference is None, teacher=place) for place in range(len(teachers))]
+    wanted = [work.reads(number) for number in range(len(teachers))]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         generator = torch.Generator(device).manual_seed(seed)
-        shapes = [probe(teacher.network, data) for teacher in teachers if stage.distils]
-        terms = build_terms(stage, probe(student, data), shapes, loss_weights, data.train.labels)
+        shapes = [probe(teacher.network, data) for teacher in teachers if work.methods]
+        terms = build_terms(work, probe(student, data), shapes, data.train.labels)
         for term in terms:
             term.method.to(device).train()
-        ce_weight = ce.weight(stage.methods, ce.WEIGHTS | dict(loss_weights))
         parameters = [p for module in (student, *(t.method for t in terms)) for p in module.parameters()]
-        optimizer = torch.optim.SGD(
-            parameters,
-            lr=schedule.learning_rate,
-            momentum=schedule.momentum,
-            nesterov=schedule.nesterov,
-            weight_decay=schedule.weight_decay,
-            fused=device.type in ("cpu", "cuda"),
-        )
-        cast = _cast(numerics, device)
-        hold = None if reference is None else _hold(recipe, student, reference, data, epochs, seed, cast)
+        optimizer = optimizer_of(parameters, training, device)
+        schedule = schedule_of(optimizer, training, steps)
+        cast = _cast(work.numerics, device)
+        hold = None if reference is None else _hold(work, student, reference, data, cast)
         student.train()
-        forward = _compiled(student, numerics)
+        forward = _compiled(student, work.numerics)
         losses = []
         anchor_weights: list[Tensor] = []
         for epoch in range(epochs):
@@ -208,24 +250,25 @@ def train_stage(
             names: list[str] = []
             anchor_weights = []
             total: Tensor = torch.zeros((), device=device)
-            for step, (index, view, images, labels) in enumerate(data.batches(order, views, batch)):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(schedule, epoch * steps + step, epochs * steps)
+            for index, view, images, labels in data.batches(order, views, batch):
                 with cast():
                     output = View(forward(images), student.hint_index)  # type: ignore[arg-type]
                     answers = [t(index, view, images, w) for t, w in zip(teachers, wanted, strict=True) if w]
-                named = {"ce": ce_weight * ce.cross_entropy(output.output.logits, labels)}
+                named = {"ce": ce_weight * ce.cross_entropy(output.output.logits, labels, training.label_smoothing)}
                 for term in terms:
                     for name, loss in term(output, answers, Batch(labels, index)).items():
                         named[name] = named[name] + loss if name in named else loss
                 if hold is not None:
-                    weights = _weights(recipe, answers, labels)
+                    weights = _weights(work.recipe, answers, labels)
                     anchor_weights.append(weights)
                     named["anchor"] = hold(output, index, view, images, weights)
                 stacked = torch.stack(list(named.values()))
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(stacked.sum())
+                if training.clip_norm:
+                    torch.nn.utils.clip_grad_norm_(parameters, training.clip_norm)
                 optimizer.step()
+                schedule.step()
                 names, total = list(named), total + stacked.detach()
             means = dict(zip(names, (total / steps).tolist(), strict=True))
             if not all(map(math.isfinite, means.values())):
@@ -233,7 +276,7 @@ def train_stage(
             losses.append(means)
             on_epoch(epoch + 1)
         optimizer.zero_grad(set_to_none=True)  # the last step's gradients would live as long as a frozen teacher does
-    return Training(
+    return Trained(
         losses=tuple(losses),
         images=epochs * steps * batch,
         seconds=time.monotonic() - started,
@@ -258,17 +301,16 @@ def _compiled(student: nn.Module, numerics: Numerics) -> Callable[[Tensor], Outp
 
 
 def _hold(
-    recipe: Recipe,
+    work: Assignment,
     student: nn.Module,
     reference: nn.Module,
     data: Data,
-    epochs: int,
-    seed: int,
     cast: Callable[[], contextlib.AbstractContextManager[object]],
 ) -> Callable[[View, Tensor, Tensor, Tensor, Tensor], Tensor]:
     """What anchors a step: from the student's outputs, places, views, images and the samples' weights to a loss."""
+    recipe, training = work.recipe, work.training
     if recipe.anchor == "ewc":
-        generator = torch.Generator(data.mean.device).manual_seed(seed)
+        generator = torch.Generator(data.mean.device).manual_seed(work.seed)
         chosen = torch.randperm(len(data.train), generator=generator, device=data.mean.device)[: anchor.FISHER_IMAGES]
         images, labels = data.normalised(data.train.images[chosen]), data.train.labels[chosen]
         information = anchor.fisher(reference, images, labels)
@@ -276,7 +318,7 @@ def _hold(
         return lambda output, index, view, images, weights: anchor.ewc_loss(live, before, information, weights.mean())
 
     # the reference is frozen like a teacher, but for this stage alone: a table pays where views come again in it
-    pays = seen_again(data.views, epochs) >= _TABLE_PAYS
+    pays = seen_again(data.views, training.epochs) >= _TABLE_PAYS
     frozen = Teacher(reference, data, table_bytes=TABLE_BYTES if pays else 0)
 
     def to_reference(output: View, index: Tensor, view: Tensor, images: Tensor, weights: Tensor) -> Tensor:

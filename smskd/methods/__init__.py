@@ -1,19 +1,34 @@
-"""The distillation methods, one a file: pure loss functions, and a class that holds weights and parameters.
+"""The distillation methods, one a file: pure loss functions, and a class that holds settings and parameters.
 
-A file in this folder is a method, under its own name; there is nothing to register. Importing this package doesn't
-import torch, so that the command line can name the methods without waiting for it.
+A file in this folder is a method, under its own name; there is nothing to register. Neither importing this package nor
+asking what a method's settings are imports torch, so that the command line can tell them without waiting for it.
 """
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib
+import importlib.util
 import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
-from smskd import names
+from smskd import names, settings
+from smskd.settings import Setting
 
 # Cross-entropy first, then the three of the paper, so that joint stages print in the usual order; others by name.
 _CUSTOMARY = ("ce", "kd", "fitnets", "rkd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """What a method's file says of its settings. ce: cross-entropy's weight in a stage of it."""
+
+    settings: Mapping[str, Setting]
+    ce: float
 
 
 def available() -> tuple[str, ...]:
@@ -33,3 +48,41 @@ def load(name: str) -> ModuleType:
         ValueError: there is no such method.
     """
     return importlib.import_module(f"{__name__}.{names.check('method', name, available())}")
+
+
+@functools.cache
+def declaration(name: str) -> Declaration:
+    """The settings of a method, from SETTINGS and CE_WEIGHT in its file, which isn't run.
+
+    Raises:
+        ValueError: there is no such method, or its file doesn't declare them in a way that can be read alone.
+    """
+    names.check("method", name, available())
+    spec = importlib.util.find_spec(f"{__name__}.{name}")
+    assert spec is not None and spec.origin is not None
+    found: dict[str, object] = {"SETTINGS": (), "CE_WEIGHT": 1.0}
+    known = {key: getattr(settings, key) for key in ("Setting", "weight", "temperature")}
+    try:
+        for node in ast.parse(Path(spec.origin).read_text()).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in found:
+                code = compile(ast.Expression(node.value), spec.origin, "eval")
+                found[node.targets[0].id] = eval(code, {"__builtins__": {}}, known)
+        by_name = {one.name: one for one in found["SETTINGS"]}  # type: ignore[attr-defined]
+        for one in by_name.values():
+            one.read(one.default)
+        return Declaration(settings=by_name, ce=float(found["CE_WEIGHT"]))  # type: ignore[arg-type]
+    except Exception as error:  # whatever a contributor's new file may raise
+        raise ValueError(
+            f"smskd/methods/{name}.py must declare SETTINGS as a tuple of Setting(...), weight(...) and "
+            f"temperature(...) of plain values, and CE_WEIGHT as a number, but: {type(error).__name__}: {error}"
+        ) from error
+
+
+def ce_weight(stage_methods: Sequence[str]) -> float:
+    """Cross-entropy's weight in a stage of these methods: the least that one of them declares."""
+    return min(declaration(name).ce for name in stage_methods)
+
+
+def with_setting(name: str) -> list[str]:
+    """The methods that have a setting of this name."""
+    return [method for method in available() if name in declaration(method).settings]

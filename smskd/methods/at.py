@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from smskd.methods.base import Batch, Method, Task, View, check_one_batch, same_size, unit_rows
+from smskd.settings import weight
 
 READS = frozenset({"features"})
-WEIGHTS = {"at": 1000.0}
+SETTINGS = (weight(1000.0),)
 
 # Maps whose largest value is below this count as zero; unit_rows has the same limit.
 _SMALLEST = 1e-30
@@ -81,14 +82,10 @@ def at_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> T
 class AT(Method):
     """at_loss, weighted."""
 
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
-
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
-        return {"at": self.weight * at_loss(student.output.features, teacher.output.features)}
+        return {"at": self.settings["weight"] * at_loss(student.output.features, teacher.output.features)}
 
 
 def build(task: Task) -> Method:
     """AT has no parameters and takes maps of any shapes."""
-    return AT(task.weights["at"])
+    return AT(task.settings)

@@ -1,12 +1,13 @@
 """What a distillation method is: weighted, named losses of a batch, and the parameters they need.
 
 A method's file has, beside its pure loss functions:
-    READS    which of the teacher's outputs it looks at: "logits", "embedding", "hint", "features"; others may be empty
-    WEIGHTS  its published loss weights by the name of the loss term each multiplies, which a pair may override; names
-             begin with the method's, since terms and weights of a joint stage lie in one table
+    SETTINGS   what can be set: a tuple of smskd.settings' Setting(name, default, help, bounds), weight(default) and
+               temperature(default), of plain values, since it is read without running the file. `weight` is of its one
+               term, or a factor of all; at `temperature` the probabilities of several teachers are averaged
+    CE_WEIGHT  where it is published with cross-entropy at less than 1: that weight
+    READS      which of the teacher's outputs it looks at: "logits", "embedding", "hint", "features"; others may be
+               empty. Or reads(settings), if that depends on them
     build(task) -> Method
-    TEMPERATURE  if it softens logits: the default of its loss functions, and what the probabilities of several
-                 teachers are averaged at (1 if it isn't there)
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +33,16 @@ class View(NamedTuple):
     output: Output
     hint_index: int
 
-    @property
-    def hint(self) -> Tensor:
-        """The middle block's feature map, [B, C, H, W]."""
-        return self.output.features[self.hint_index]
+    def map(self, layer: int) -> Tensor:
+        """A feature map, [B, C, H, W]: 0, the hint, which is the middle block's; -1 the last one, -2 that before.
+
+        Raises:
+            ValueError: the network has fewer.
+        """
+        maps = self.output.features
+        if layer and -layer > len(maps):
+            raise ValueError(f"layer >= {-len(maps)} must hold, for the maps that there are, but got layer={layer}")
+        return maps[layer or self.hint_index]
 
 
 @dataclass(frozen=True)
@@ -53,25 +60,31 @@ class Batch:
 class Task:
     """What a method is built for.
 
-    student, teacher: outputs of two images, for the shapes. weights: by name of the loss term. labels: of all training
-    images, [N], on the device of the training.
+    student, teacher: outputs of two images, for the shapes. settings: the method's own, each with its value. labels: of
+    all training images, [N], on the device of the training.
     """
 
     student: View
     teacher: View
-    weights: Mapping[str, float]
+    settings: Mapping[str, Any]
     labels: Tensor
 
 
 class Method(nn.Module, ABC):
-    """A method with its weights; parameters and memory of its own live and die with the stage.
+    """A method with its settings; parameters and memory of its own live and die with the stage.
 
     In eval mode its loss is only measured: nothing of it changes, and the images may be none of the training ones.
     """
 
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.settings = dict(settings)
+
     @abstractmethod
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
-        """Weighted scalar losses, float32, by names from WEIGHTS; their sum is what the stage minimises.
+        """Weighted scalar losses, float32, by name; their sum is what the stage minimises.
+
+        Names begin with the method's, since the terms of a joint stage lie in one table.
 
         The teacher's outputs are constants. The networks' outputs may be in half precision.
         """

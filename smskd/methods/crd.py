@@ -11,20 +11,24 @@ that.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smskd.methods.base import Batch, Method, Task, View
+from smskd.settings import Setting, weight
 
 READS = frozenset({"embedding"})
-WEIGHTS = {"crd": 0.8}
-
-DIMENSION = 128
-NEGATIVES = 16384
-TEMPERATURE = 0.07
-MOMENTUM = 0.5
+SETTINGS = (
+    weight(0.8),
+    Setting("temperature", 0.07, "divides the scores", above=0),
+    Setting("negatives", 16384, "images of other classes that a sample is told from", low=1, high=10**6),
+    Setting("momentum", 0.5, "share of the old row that a memory bank keeps", low=0, below=1),
+    Setting("dimension", 128, "of the embeddings that are compared", low=1, high=10**4),
+)
 
 
 def nce_loss(positive: Tensor, negatives: Tensor, counted: Tensor, log_z: Tensor, images: int) -> Tensor:
@@ -74,16 +78,16 @@ class CRD(Method):
     teacher_bank: Tensor
     log_z: Tensor
 
-    def __init__(self, student_width: int, teacher_width: int, labels: Tensor, weight: float) -> None:
-        super().__init__()
-        self.student_embed = nn.Linear(student_width, DIMENSION)
-        self.teacher_embed = nn.Linear(teacher_width, DIMENSION)
-        self.weight = weight
+    def __init__(self, settings: Mapping[str, Any], student_width: int, teacher_width: int, labels: Tensor) -> None:
+        super().__init__(settings)
+        dimension = settings["dimension"]
+        self.student_embed = nn.Linear(student_width, dimension)
+        self.teacher_embed = nn.Linear(teacher_width, dimension)
         # one more than the largest class, so that each sample finds its negatives among them
-        self._drawn = min(len(labels), NEGATIVES + int(labels.bincount().max()))
+        self._drawn = min(len(labels), settings["negatives"] + int(labels.bincount().max()))
         self.register_buffer("labels", labels.clone())
-        self.register_buffer("student_bank", _bank(len(labels)))
-        self.register_buffer("teacher_bank", _bank(len(labels)))
+        self.register_buffer("student_bank", _bank(len(labels), dimension))
+        self.register_buffer("teacher_bank", _bank(len(labels), dimension))
         self.register_buffer("log_z", torch.full((2,), -math.inf))  # Z = 0: not estimated yet
 
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
@@ -101,21 +105,22 @@ class CRD(Method):
             )
         drawn = self._draw()
         counted = self.labels[drawn] != batch.labels[:, None]
-        counted &= counted.cumsum(dim=1) <= NEGATIVES
+        counted &= counted.cumsum(dim=1) <= self.settings["negatives"]
         losses, log_zs = [], []
+        temperature, momentum = self.settings["temperature"], self.settings["momentum"]
         for side, (anchor, partner, bank) in enumerate(
             ((of_student, of_teacher, self.teacher_bank), (of_teacher, of_student, self.student_bank))
         ):
-            positive = (anchor * (bank[batch.index] if self.training else partner.detach())).sum(dim=1) / TEMPERATURE
-            negatives = anchor @ bank[drawn].T / TEMPERATURE
+            positive = (anchor * (bank[batch.index] if self.training else partner.detach())).sum(dim=1) / temperature
+            negatives = anchor @ bank[drawn].T / temperature
             estimate = _log_z(positive.detach(), negatives.detach(), counted, len(bank))
             log_zs.append(torch.where(self.log_z[side].isinf(), estimate, self.log_z[side]))
             losses.append(nce_loss(positive, negatives, counted, log_zs[side], len(bank)))
         if self.training:
             self.log_z.copy_(torch.stack(log_zs))
             for bank, rows in ((self.student_bank, of_student), (self.teacher_bank, of_teacher)):
-                bank[batch.index] = F.normalize(MOMENTUM * bank[batch.index] + (1 - MOMENTUM) * rows.detach(), dim=1)
-        return {"crd": self.weight * torch.stack(losses).sum()}
+                bank[batch.index] = F.normalize(momentum * bank[batch.index] + (1 - momentum) * rows.detach(), dim=1)
+        return {"crd": self.settings["weight"] * torch.stack(losses).sum()}
 
     def _draw(self) -> Tensor:
         """Places of images to find negatives among, in random order."""
@@ -124,9 +129,9 @@ class CRD(Method):
         return torch.randperm(len(self.labels), generator=generator, device=device)[: self._drawn]
 
 
-def _bank(images: int) -> Tensor:
-    """Rows of length about 1 in random directions, [N, 128]."""
-    return (2 * torch.rand(images, DIMENSION) - 1) * math.sqrt(3 / DIMENSION)
+def _bank(images: int, dimension: int) -> Tensor:
+    """Rows of length about 1 in random directions, [N, dimension]."""
+    return (2 * torch.rand(images, dimension) - 1) * math.sqrt(3 / dimension)
 
 
 def _log_z(positive: Tensor, negatives: Tensor, counted: Tensor, images: int) -> Tensor:
@@ -138,4 +143,4 @@ def _log_z(positive: Tensor, negatives: Tensor, counted: Tensor, images: int) ->
 def build(task: Task) -> Method:
     """Embeddings and banks, drawn from torch's global generator."""
     student, teacher = (view.output.embedding.shape[1] for view in (task.student, task.teacher))
-    return CRD(student, teacher, task.labels, task.weights["crd"])
+    return CRD(task.settings, student, teacher, task.labels)

@@ -11,10 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smskd.methods.base import Batch, Method, Task, View
+from smskd.settings import Setting, temperature, weight
 
 READS = frozenset({"logits"})
-WEIGHTS = {"dist_inter": 2.0, "dist_intra": 2.0}
-TEMPERATURE = 4.0
+SETTINGS = (
+    weight(1.0, "factor of both terms"),
+    Setting("inter", 2.0, "weight of the distances within samples", low=0),
+    Setting("intra", 2.0, "weight of the distances within classes", low=0),
+    temperature(4.0),
+)
 
 # A row whose squared deviations are below this share of its squares varies by float32's rounding alone.
 _ROUNDING = 1e-13
@@ -22,7 +27,7 @@ _ROUNDING = 1e-13
 _TINY = 1e-200
 
 
-def inter_class_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+def inter_class_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Mean over samples of the distance between two networks' probabilities of all classes, times temperature squared.
 
     Args:
@@ -40,7 +45,7 @@ def inter_class_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
     return _distance(*_probabilities(student_logits, teacher_logits, temperature)) * temperature**2
 
 
-def intra_class_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+def intra_class_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Mean over classes of the distance between two networks' probabilities of all samples, times temperature squared.
 
     Arguments, result and errors are inter_class_loss's. A class equally probable for all samples adds 0 to the sum, so
@@ -77,21 +82,17 @@ def _standardised(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class DIST(Method):
-    """Inter- and intra-class losses at the published temperature, weighted."""
-
-    def __init__(self, inter_weight: float, intra_weight: float) -> None:
-        super().__init__()
-        self.inter_weight = inter_weight
-        self.intra_weight = intra_weight
+    """Inter- and intra-class losses, weighted."""
 
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
-        logits = student.output.logits, teacher.output.logits
+        own = self.settings
+        of = student.output.logits, teacher.output.logits, own["temperature"]
         return {
-            "dist_inter": self.inter_weight * inter_class_loss(*logits),
-            "dist_intra": self.intra_weight * intra_class_loss(*logits),
+            "dist_inter": own["weight"] * own["inter"] * inter_class_loss(*of),
+            "dist_intra": own["weight"] * own["intra"] * intra_class_loss(*of),
         }
 
 
 def build(task: Task) -> Method:
     """DIST has no parameters; the shapes aren't looked at."""
-    return DIST(task.weights["dist_inter"], task.weights["dist_intra"])
+    return DIST(task.settings)

@@ -12,15 +12,18 @@ from torch import Tensor
 
 from smskd.methods.base import Batch, Method, Task, View
 from smskd.methods.kd import divergence
+from smskd.settings import Setting, temperature, weight
 
 READS = frozenset({"logits"})
-WEIGHTS = {"dkd_tckd": 1.0, "dkd_nckd": 8.0}
-TEMPERATURE = 4.0
+SETTINGS = (
+    weight(1.0, "factor of both terms"),
+    Setting("tckd", 1.0, "weight of the target class", low=0),
+    Setting("nckd", 8.0, "weight of the other classes", low=0),
+    temperature(4.0),
+)
 
 
-def tckd_loss(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = TEMPERATURE
-) -> Tensor:
+def tckd_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """KL(teacher || student) between true class and all others together, at a temperature, times its square.
 
     Args:
@@ -40,9 +43,7 @@ def tckd_loss(
     return divergence(student, teacher, 1.0).mean() * temperature**2
 
 
-def nckd_loss(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = TEMPERATURE
-) -> Tensor:
+def nckd_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """KL(teacher || student) among the classes that aren't true, at a temperature, times its square.
 
     Arguments, result and errors are tckd_loss's; 0 for two classes.
@@ -75,21 +76,17 @@ def _check(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, tempe
 
 
 class DKD(Method):
-    """tckd_loss and nckd_loss at the published temperature, weighted."""
-
-    def __init__(self, tckd_weight: float, nckd_weight: float) -> None:
-        super().__init__()
-        self.tckd_weight = tckd_weight
-        self.nckd_weight = nckd_weight
+    """tckd_loss and nckd_loss, weighted."""
 
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
-        logits = student.output.logits, teacher.output.logits
+        own = self.settings
+        of = student.output.logits, teacher.output.logits, batch.labels, own["temperature"]
         return {
-            "dkd_tckd": self.tckd_weight * tckd_loss(*logits, batch.labels),
-            "dkd_nckd": self.nckd_weight * nckd_loss(*logits, batch.labels),
+            "dkd_tckd": own["weight"] * own["tckd"] * tckd_loss(*of),
+            "dkd_nckd": own["weight"] * own["nckd"] * nckd_loss(*of),
         }
 
 
 def build(task: Task) -> Method:
     """DKD has no parameters; the shapes aren't looked at."""
-    return DKD(task.weights["dkd_tckd"], task.weights["dkd_nckd"])
+    return DKD(task.settings)

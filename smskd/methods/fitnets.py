@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smskd.methods.base import Batch, Method, Task, View
+from smskd.settings import Setting, weight
 
-READS = frozenset({"hint"})
-WEIGHTS = {"fitnets": 100.0}
+SETTINGS = (
+    weight(100.0),
+    Setting(
+        "layer",
+        0,
+        "which feature maps meet: 0, each network's middle one; -1 the last ones, -2 those before",
+        low=-20,
+        high=0,
+    ),
+)
+
+
+def reads(settings: Mapping[str, Any]) -> frozenset[str]:
+    """The hint alone, or all maps where another layer is asked for."""
+    return frozenset({"hint"} if settings["layer"] == 0 else {"features"})
 
 
 def hint_loss(student_hint: Tensor, teacher_hint: Tensor) -> Tensor:
@@ -65,16 +82,16 @@ def _step(source: int, target: int) -> tuple[bool, int, int, int]:
 class FitNets(Method):
     """hint_loss behind a regressor that belongs to this stage alone."""
 
-    def __init__(self, regressor: Regressor, weight: float) -> None:
-        super().__init__()
+    def __init__(self, settings: Mapping[str, Any], regressor: Regressor) -> None:
+        super().__init__(settings)
         self.regressor = regressor
-        self.weight = weight
 
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
-        return {"fitnets": self.weight * hint_loss(self.regressor(student.hint.float()), teacher.hint)}
+        of_student, of_teacher = (view.map(self.settings["layer"]) for view in (student, teacher))
+        return {"fitnets": self.settings["weight"] * hint_loss(self.regressor(of_student.float()), of_teacher)}
 
 
 def build(task: Task) -> Method:
     """A regressor between the two hints' shapes, initialised from torch's global generator."""
-    source, target = tuple(task.student.hint.shape[1:]), tuple(task.teacher.hint.shape[1:])
-    return FitNets(Regressor(source, target), task.weights["fitnets"])  # type: ignore[arg-type]
+    source, target = (tuple(view.map(task.settings["layer"]).shape[1:]) for view in (task.student, task.teacher))
+    return FitNets(task.settings, Regressor(source, target))  # type: ignore[arg-type]

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smskd.methods.base import Batch, Method, Task, View
+from smskd.settings import temperature, weight
 
 READS = frozenset({"logits"})
-WEIGHTS = {"kd": 0.9}
-TEMPERATURE = 4.0
+SETTINGS = (weight(0.9), temperature(4.0))
+CE_WEIGHT = 0.1  # soft targets hold the labels' part too
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """KL(teacher || student) at a temperature, times its square.
 
     Args:
@@ -68,16 +69,13 @@ class _Divergence(torch.autograd.Function):
 
 
 class KD(Method):
-    """kd_loss at its published temperature, weighted."""
-
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
+    """kd_loss, weighted."""
 
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
-        return {"kd": self.weight * kd_loss(student.output.logits, teacher.output.logits)}
+        own = self.settings
+        return {"kd": own["weight"] * kd_loss(student.output.logits, teacher.output.logits, own["temperature"])}
 
 
 def build(task: Task) -> Method:
     """KD has no parameters; the shapes aren't looked at."""
-    return KD(task.weights["kd"])
+    return KD(task.settings)

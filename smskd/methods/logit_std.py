@@ -11,12 +11,13 @@ from torch import Tensor
 
 from smskd.methods.base import Batch, Method, Task, View
 from smskd.methods.kd import divergence
+from smskd.settings import temperature, weight
 
 READS = frozenset({"logits"})
-WEIGHTS = {"logit_std": 9.0}
+# the paper's base temperature: z-scores have a spread of 1, so that it serves student and teacher alike
+SETTINGS = (weight(9.0), temperature(2.0))
+CE_WEIGHT = 0.1
 
-# The paper's base temperature: z-scores have a spread of 1, so that it serves student and teacher alike.
-TEMPERATURE = 2.0
 # A spread below this share of the largest logit is float32's rounding.
 _ROUNDING = 1e-6
 
@@ -40,7 +41,7 @@ def standardised(logits: Tensor) -> Tensor:
     return relative / torch.where(real, variance, 1.0).sqrt()
 
 
-def logit_std_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+def logit_std_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """KL(teacher || student) of standardised logits at a temperature, times its square.
 
     Args:
@@ -60,14 +61,12 @@ def logit_std_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: 
 class LogitStd(Method):
     """logit_std_loss at the base temperature, weighted."""
 
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
-
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
-        return {"logit_std": self.weight * logit_std_loss(student.output.logits, teacher.output.logits)}
+        own = self.settings
+        loss = logit_std_loss(student.output.logits, teacher.output.logits, own["temperature"])
+        return {"logit_std": own["weight"] * loss}
 
 
 def build(task: Task) -> Method:
     """It has no parameters."""
-    return LogitStd(task.weights["logit_std"])
+    return LogitStd(task.settings)

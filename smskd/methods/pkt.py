@@ -9,9 +9,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from smskd.methods.base import Batch, Method, Task, View, check_one_batch, unit_rows
+from smskd.settings import weight
 
 READS = frozenset({"embedding"})
-WEIGHTS = {"pkt": 30_000.0}
+SETTINGS = (weight(30_000.0),)
 
 # Similarities below this count as this: opposite embeddings have similarity 0, and no logarithm.
 _LEAST = 1e-7
@@ -48,14 +49,10 @@ def _neighbours(embedding: Tensor) -> Tensor:
 class PKT(Method):
     """pkt_loss of the pooled embeddings, weighted."""
 
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
-
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
-        return {"pkt": self.weight * pkt_loss(student.output.embedding, teacher.output.embedding)}
+        return {"pkt": self.settings["weight"] * pkt_loss(student.output.embedding, teacher.output.embedding)}
 
 
 def build(task: Task) -> Method:
     """PKT has no parameters and takes embeddings of any two widths."""
-    return PKT(task.weights["pkt"])
+    return PKT(task.settings)

@@ -2,20 +2,24 @@
 
 From the deepest level up, attention-based fusion (ABF) mixes a level's map with what came from below it; each result
 meets the teacher's map of that level in a hierarchical context loss (HCL). The deepest level is the last map's average,
-one pixel, as in the authors' code. Its weight on CIFAR-100 differs from pair to pair (0.6 to 8); the one here is the
-default of mdistiller's tables, without their warm-up over the first 20 epochs: a stage has no epochs to spare.
+one pixel, as in the authors' code. Its weight on CIFAR-100 differs from pair to pair (0.6 to 8): pairs have their own.
+The published warm-up over the first 20 epochs isn't here: a stage has no epochs to spare.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smskd.methods.base import Batch, Method, Task, View
+from smskd.settings import weight
 
 READS = frozenset({"features"})
-WEIGHTS = {"reviewkd": 1.0}
+SETTINGS = (weight(1.0),)
 
 # Sides that maps are averaged to; each counts half as much as the one before it, the full map counting 1.
 LEVELS = (4, 2, 1)
@@ -102,10 +106,9 @@ class ReviewKD(Method):
     out.
     """
 
-    def __init__(self, fusions: list[Fusion], weight: float) -> None:
-        super().__init__()
+    def __init__(self, settings: Mapping[str, Any], fusions: list[Fusion]) -> None:
+        super().__init__(settings)
         self.fusions = nn.ModuleList(fusions)
-        self.weight = weight
 
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
         below: Tensor | None = None
@@ -113,7 +116,7 @@ class ReviewKD(Method):
         for fusion, of_student, of_teacher in zip(self.fusions, _levels(student), _levels(teacher), strict=False):
             fused, below = fusion(of_student, below, of_teacher.shape[2:])
             losses.append(hierarchical_context_loss(fused, of_teacher))
-        return {"reviewkd": self.weight * torch.stack(losses).sum()}
+        return {"reviewkd": self.settings["weight"] * torch.stack(losses).sum()}
 
 
 def _levels(view: View) -> list[Tensor]:
@@ -130,4 +133,4 @@ def build(task: Task) -> Method:
         Fusion(channels_in, width, channels_out, fuse=place > 0)
         for place, (channels_in, channels_out) in enumerate(zip(student, teacher, strict=False))
     ]
-    return ReviewKD(fusions, task.weights["reviewkd"])
+    return ReviewKD(task.settings, fusions)

@@ -13,9 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smskd.methods.base import Batch, Method, Task, View, check_one_batch
+from smskd.settings import Setting, weight
 
 READS = frozenset({"embedding"})
-WEIGHTS = {"rkd_distance": 25.0, "rkd_angle": 50.0}
+SETTINGS = (
+    weight(1.0, "factor of both terms"),
+    Setting("distance", 25.0, "weight of the distances", low=0),
+    Setting("angle", 50.0, "weight of the angles", low=0),
+)
 
 # Squared distances below this share of the squared norms are rounding, not distance.
 _ROUNDING = 1e-13
@@ -124,19 +129,15 @@ class _AngleLoss(torch.autograd.Function):
 class RKD(Method):
     """Distance and angle losses on pooled embeddings, weighted."""
 
-    def __init__(self, distance_weight: float, angle_weight: float) -> None:
-        super().__init__()
-        self.distance_weight = distance_weight
-        self.angle_weight = angle_weight
-
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
+        own = self.settings
         pairs = _pairs_of_both(student.output.embedding, teacher.output.embedding)
         return {
-            "rkd_distance": self.distance_weight * _distance_loss(*pairs),
-            "rkd_angle": self.angle_weight * _angle_loss(*pairs),
+            "rkd_distance": own["weight"] * own["distance"] * _distance_loss(*pairs),
+            "rkd_angle": own["weight"] * own["angle"] * _angle_loss(*pairs),
         }
 
 
 def build(task: Task) -> Method:
     """RKD has no parameters and takes embeddings of any two widths."""
-    return RKD(task.weights["rkd_distance"], task.weights["rkd_angle"])
+    return RKD(task.settings)

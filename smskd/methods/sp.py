@@ -5,9 +5,19 @@ from __future__ import annotations
 from torch import Tensor
 
 from smskd.methods.base import Batch, Method, Task, View, check_one_batch, unit_rows
+from smskd.settings import Setting, weight
 
 READS = frozenset({"features"})
-WEIGHTS = {"sp": 3000.0}
+SETTINGS = (
+    weight(3000.0),
+    Setting(
+        "layer",
+        -1,
+        "which feature maps are compared: -1 the last ones, -2 those before; 0, the middle ones",
+        low=-20,
+        high=0,
+    ),
+)
 
 
 def similarity_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
@@ -35,16 +45,15 @@ def _similarities(maps: Tensor) -> Tensor:
 
 
 class SP(Method):
-    """similarity_loss of the last feature maps, weighted."""
-
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
+    """similarity_loss of a feature map of each network, weighted."""
 
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
-        return {"sp": self.weight * similarity_loss(student.output.features[-1], teacher.output.features[-1])}
+        maps = (view.map(self.settings["layer"]) for view in (student, teacher))
+        return {"sp": self.settings["weight"] * similarity_loss(*maps)}
 
 
 def build(task: Task) -> Method:
     """SP has no parameters and takes maps of any shapes."""
-    return SP(task.weights["sp"])
+    for view in (task.student, task.teacher):
+        view.map(task.settings["layer"])  # told before work starts if there is none
+    return SP(task.settings)

@@ -7,15 +7,18 @@ bound of the information that the two share.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smskd.methods.base import Batch, Method, Task, View, same_size
+from smskd.settings import weight
 
 READS = frozenset({"features"})
-WEIGHTS = {"vid": 1.0}
+SETTINGS = (weight(1.0),)
 
 INITIAL_VARIANCE = 5.0
 # The smallest variance.
@@ -80,18 +83,17 @@ class VID(Method):
     out.
     """
 
-    def __init__(self, gaussians: list[Gaussian], weight: float) -> None:
-        super().__init__()
+    def __init__(self, settings: Mapping[str, Any], gaussians: list[Gaussian]) -> None:
+        super().__init__(settings)
         self.gaussians = nn.ModuleList(gaussians)
-        self.weight = weight
 
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
         maps = zip(self.gaussians, student.output.features[::-1], teacher.output.features[::-1], strict=False)
         losses = [gaussian(of_student, of_teacher) for gaussian, of_student, of_teacher in maps]
-        return {"vid": self.weight * torch.stack(losses).sum()}
+        return {"vid": self.settings["weight"] * torch.stack(losses).sum()}
 
 
 def build(task: Task) -> Method:
     """A predictor for each pair of maps, deepest first, initialised from torch's global generator."""
     pairs = zip(task.student.output.features[::-1], task.teacher.output.features[::-1], strict=False)
-    return VID([Gaussian(student.shape[1], teacher.shape[1]) for student, teacher in pairs], task.weights["vid"])
+    return VID(task.settings, [Gaussian(student.shape[1], teacher.shape[1]) for student, teacher in pairs])

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, cast
 
 from torch import Tensor, nn
 
-from smskd.pairs import TORCHVISION
+from smskd import pairs
 
 
 class Output(NamedTuple):
@@ -36,37 +36,11 @@ class Network(Protocol):
     def __call__(self, images: Tensor) -> Output: ...
 
 
-# name -> the file of this folder that builds it
-FAMILIES = {
-    "tiny_teacher": "tiny",
-    "tiny_student": "tiny",
-    "resnet18": "resnet_torchvision",
-    "resnet50": "resnet_torchvision",
-    "mobilenetv2_half": "mobilenetv2",
-    "shufflenetv2": "shufflenetv2",
-    "vgg19": "vgg",
-    "wrn40_2": "wrn",
-    "resnet20": "resnet_cifar",
-    "resnet56": "resnet_cifar",
-    "resnet8x4": "resnet_cifar",
-    "resnet32x4": "resnet_cifar",
-}
-
-
-def family(name: str) -> str:
-    """The file of this folder that builds a network.
-
-    Raises:
-        KeyError: there is no network of this name (names come from smskd.pairs, so this is our mistake).
-    """
-    return "torchvision_any" if name.startswith(TORCHVISION) else FAMILIES[name]
-
-
 def build(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
-    """A fresh network by name, initialised from torch's global generator.
+    """A fresh network of some pair, or of torchvision, by name, initialised from torch's global generator.
 
     Raises:
-        KeyError: there is no network of this name, as in family().
+        ValueError: there is no network of this name.
     """
-    built_by = importlib.import_module(f"smskd.models.{family(name)}")
+    built_by = importlib.import_module(pairs.network(name).built_by)
     return cast(nn.Module, built_by.build(name, num_classes=num_classes, in_channels=in_channels))
