@@ -18,19 +18,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from smskd import anchor, models, pairs, pipeline, recipe
+from smskd import anchor, job, models, pipeline
+from smskd import bench as benches
 from smskd import stage as training
-from smskd.data import Data
+from smskd.bench import Bench
+from smskd.data import Data, load
+from smskd.experiment import Experiment
 from smskd.methods.fitnets import FitNets
+from smskd.notation import parse
 from smskd.numerics import choose
-from smskd.pipeline import Bench, Result
-from smskd.store import Entry, Store
+from smskd.setup import Setup
+from smskd.stage import Trained
+from smskd.store import Entry, Store, open_store
 from smskd.teacher import TABLE_BYTES, Teacher
-from spaces import systems
+from tests.smskd import small
+from tests.smskd.small import experiment, fresh, prepare, run
 
-TINY = pairs.get("tiny")
 PAPER = "kd>fitnets>rkd weighting=tcp"
-FACTS = {"pair": "tiny", "data": "digits", "train_size": 100, "device": "cpu"}
+BATCH = Experiment().defaults["batch_size"]
 
 
 def state_digest(network: nn.Module) -> str:
@@ -53,17 +58,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bench(shelf: Path) -> Bench:
-    return pipeline.prepare(**FACTS, store=shelf)  # type: ignore[arg-type]
-
-
-def run(text: str, store: Path, **more: Any) -> Result:
-    return pipeline.run(text, **(FACTS | {"epochs": 1} | more), store=store)  # type: ignore[arg-type]
-
-
-def fresh(seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return models.build("tiny_student", num_classes=10, in_channels=1)
+    return prepare(shelf)
 
 
 def train(
@@ -71,33 +66,20 @@ def train(
     text: str,
     bench: Bench,
     *,
-    reference: nn.Module | None = None,
     teacher: Teacher | None = None,
     teachers: list[Teacher] | None = None,
     data: Data | None = None,
-    epochs: int = 1,
-    seed: int = 5,
-) -> training.Training:
-    """The last stage of a recipe, by train_stage itself: the seed doesn't depend on the recipe, as it does in run()."""
-    parsed = recipe.parse(text)
-    return training.train_stage(
-        student,
-        stage=parsed.stages[-1],
-        recipe=parsed,
-        reference=reference,
-        teachers=[teacher or bench.teacher] if teachers is None else teachers,
-        data=data or bench.data,
-        schedule=TINY.student_schedule,
-        loss_weights=TINY.loss_weights,
-        epochs=epochs,
-        seed=seed,
-    )
+    **more: Any,
+) -> Trained:
+    """small.train with the bench's teacher and data, unless others are given."""
+    asked = [teacher or bench.teacher] if teachers is None else teachers
+    return small.train(student, text, data or bench.data, asked, **more)
 
 
-def train_all(text: str, bench: Bench, **more: Any) -> tuple[nn.Module, list[training.Training]]:
+def train_all(text: str, bench: Bench, **more: Any) -> tuple[nn.Module, list[Trained]]:
     """All stages of a recipe by train_stage, with one seed for all."""
     student, reference, done = fresh(), None, []
-    parsed = recipe.parse(text)
+    parsed = parse(text)
     for prefix in parsed.prefixes():
         done.append(train(student, str(prefix), bench, reference=reference, **more))
         reference = anchor.freeze(student) if parsed.anchored else None
@@ -113,14 +95,14 @@ def test_teacher_and_reference_are_in_eval_mode_and_do_not_move(
     original = training.train_stage
     anchored = []
 
-    def watched(student: nn.Module, **arguments: Any) -> training.Training:
+    def watched(student: nn.Module, *work: Any, **arguments: Any) -> Trained:
         frozen = [*(t.network for t in arguments["teachers"]), *filter(None, [arguments["reference"]])]
         before = [state_digest(network) for network in frozen]
         moving = state_digest(student)
         for network in frozen:
             network.register_forward_hook(lambda module, inputs, output: seen.append(modes(module)))
         seen: list[set[bool]] = []
-        done = original(student, **arguments)
+        done = original(student, *work, **arguments)
         assert seen and all(mode == {False} for mode in seen)
         assert [state_digest(network) for network in frozen] == before
         assert state_digest(student) != moving and modes(student) == {True}
@@ -130,7 +112,7 @@ def test_teacher_and_reference_are_in_eval_mode_and_do_not_move(
             assert moving == before[1]  # the reference is what the student was when the stage began
         return done
 
-    teacher = pipeline.prepare(**FACTS, store=tmp_path).teacher  # type: ignore[arg-type]
+    teacher = prepare(tmp_path).teacher
     whole = state_digest(teacher.network)
     monkeypatch.setattr(training, "train_stage", watched)
     run("kd>fitnets>kd+fitnets+rkd weighting=tcp", tmp_path)
@@ -160,7 +142,7 @@ def test_the_anchor_of_an_unmoved_student_is_exactly_zero_with_its_gradients(ben
     reference = anchor.freeze(student)
     with torch.no_grad():
         before = reference(images).logits
-    loss = anchor.anchor_loss(student(images).logits, before, torch.rand(50))
+    loss = anchor.anchor_loss(student(images).logits, before, torch.rand(50), 4.0)
     loss.backward()
     assert loss.item() == 0
     assert all(p.grad is not None and torch.count_nonzero(p.grad) == 0 for p in student.parameters())
@@ -180,7 +162,7 @@ def test_the_probe_leaves_state_and_mode(bench: Bench) -> None:
     student = fresh().train()
     before = state_digest(student)
     view = training.probe(student, bench.data)
-    assert view.output.logits.shape == (2, 10) and view.hint.ndim == 4
+    assert view.output.logits.shape == (2, 10) and view.map(0).ndim == 4
     assert state_digest(student) == before and modes(student) == {True}
 
 
@@ -193,7 +175,7 @@ def test_accuracy_is_the_share_of_right_answers(bench: Bench) -> None:
 
 
 def test_the_global_generators_are_as_before(tmp_path: Path) -> None:
-    pipeline.load_data(TINY, data="digits", data_dir=None, train_size=None, image_size=None)
+    load("digits")
     torch.manual_seed(3)
     state = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())  # noqa: NPY002
     run(PAPER, tmp_path)
@@ -299,8 +281,11 @@ def test_the_terms_of_each_stage_by_name(bench: Bench) -> None:
 
 def test_what_each_stage_reads_of_the_teacher() -> None:
     def reads(text: str) -> list[frozenset[str]]:
-        parsed = recipe.parse(text)
-        return [training.reads(stage, parsed, first=k == 0) for k, stage in enumerate(parsed.stages)]
+        parsed = parse(text)
+        return [
+            small.assignment(str(prefix), anchored=k > 0 and parsed.anchored).reads()
+            for k, prefix in enumerate(parsed.prefixes())
+        ]
 
     logits, hint, embedding = (frozenset({name}) for name in ("logits", "hint", "embedding"))
     assert reads("ce>kd>fitnets>rkd") == [frozenset(), logits, hint, embedding]
@@ -308,6 +293,7 @@ def test_what_each_stage_reads_of_the_teacher() -> None:
     assert reads("fitnets>fitnets weighting=tcp_true") == [hint, hint | logits]
     assert reads("fitnets>fitnets weighting=tcp anchor=none") == [hint, hint]
     assert reads("fitnets>fitnets weighting=tcp lambda_base=0") == [hint, hint]
+    assert reads("fitnets(layer=-1)>sp(layer=0)") == [frozenset({"features"})] * 2
 
 
 # --- schedule
@@ -335,27 +321,16 @@ def test_the_schedule_starts_anew_with_each_stage_and_the_batch_stays(
         train_all("kd>fitnets>rkd", bench, epochs=3)
     finally:
         hook.remove()
-    stage = [training.learning_rate(TINY.student_schedule, step, 6) for step in range(6)]
-    assert rates == stage * 3
+    assert len(rates) == 18 and len(set(rates)) == 6
+    assert rates == rates[:6] * 3
     assert fresh_momentum == [True, False, False, False, False, False] * 3
-    assert batches == [TINY.student_schedule.batch_size] * 18
+    assert batches == [BATCH] * 18
 
 
 def test_the_last_incomplete_batch_is_left_out(bench: Bench) -> None:
-    data = pipeline.load_data(TINY, data="digits", data_dir=None, train_size=120, image_size=None)
+    data = load("digits", train_size=120)
     done = train(fresh(), "ce", bench, data=data)
     assert done.images == 100
-
-
-def test_learning_rates() -> None:
-    one_cycle = replace(TINY.student_schedule, learning_rate=1.0)
-    rates = [training.learning_rate(one_cycle, step, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(1 / 25) and max(rates) == rates[30] == 1.0
-    assert rates[:31] == sorted(rates[:31]) and rates[30:] == sorted(rates[30:], reverse=True)
-    assert 0 < rates[-1] < 0.001
-    step = replace(one_cycle, schedule="step")
-    rates = [training.learning_rate(step, epoch, 240) for epoch in range(240)]
-    assert rates == pytest.approx([1.0] * 150 + [0.1] * 30 + [0.01] * 30 + [0.001] * 30)
 
 
 # --- the teacher's table
@@ -388,7 +363,7 @@ def test_for_a_hint_the_teacher_runs_no_deeper(bench: Bench) -> None:
         stage.register_forward_hook(lambda *_: pytest.fail("the teacher ran deeper than its hint"))
     index, view = torch.arange(4), torch.zeros(4, dtype=torch.long)
     images = bench.data.augmented(index, view)
-    hint = teacher(index, view, images, frozenset({"hint"})).hint
+    hint = teacher(index, view, images, frozenset({"hint"})).map(0)
     assert torch.equal(hint, bench.teacher.network(images).features[teacher.hint_index])
     assert teacher.part(frozenset({"hint"})) is not network and teacher.part(frozenset({"logits", "hint"})) is network
 
@@ -474,7 +449,7 @@ def test_a_single_missing_row_is_the_live_answer_bit_for_bit(bench: Bench) -> No
     table(index[:49], view[:49], images[:49], everything)
     for _ in range(2):  # one row is missing, then none
         answer, wanted = (t(index, view, images, everything) for t in (table, live))
-        assert torch.equal(answer.hint, wanted.hint)
+        assert torch.equal(answer.map(0), wanted.map(0))
         assert torch.equal(answer.output.logits, wanted.output.logits)
         assert torch.equal(answer.output.embedding, wanted.output.embedding)
 
@@ -494,13 +469,14 @@ def test_nan_weights_are_told_as_divergence(bench: Bench) -> None:
 def test_a_diverged_stage_is_not_stored(bench: Bench, tmp_path: Path) -> None:
     store = Store(tmp_path)
     broken = {n: t * float("nan") if t.is_floating_point() else t for n, t in fresh().state_dict().items()}
+    made = experiment()
+    after_kd = job.of_student(
+        parse("kd>fitnets"), made, bench.numerics, seed=0, parent="0", teachers=[bench.teacher_digest]
+    )
+    parent = Entry(key="0", weights=broken, digest="0", facts={})
+    setup = Setup(data=bench.data, store=store, flops=bench.setup.flops)
     with pytest.raises(training.Diverged):
-        pipeline.finish_stage(
-            store, bench.data, fresh(), TINY.student, TINY.student_schedule,
-            recipe=recipe.parse("kd>fitnets"), parent=Entry(key="0", weights=broken, digest="0", facts={}),
-            epochs=1, seed=0, init_seed=0, loss_weights=TINY.loss_weights,
-            teachers=[bench.teacher], teacher_digests=[bench.teacher_digest], flops={},
-        )  # fmt: skip
+        setup.finish(after_kd, fresh(), parent=parent, teachers=[bench.teacher])
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -557,10 +533,10 @@ def test_only_what_is_signed_is_taken_from_the_store(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(range(32)))
     secret.chmod(0o600)
-    trained = [
-        run("kd", tmp_path / "store", store_key=key, teacher_epochs=1).stages[0].trained
-        for key in (None, secret, secret, None)
-    ]
+    trained = []
+    for key in (None, secret, secret, None):
+        made = benches.prepare(experiment(teacher_epochs=1), open_store(tmp_path / "store", key), device="cpu")
+        trained.append(pipeline.distil(small.recipe("kd"), made, seed=0).stages[0].trained)
     assert trained == [True, True, False, False]
     assert len(list((tmp_path / "store" / "aside").iterdir())) == 2  # the teacher, too
 
@@ -609,12 +585,12 @@ def test_counting_and_validation_do_not_touch_the_result(
     left: list[str] = []
     original = training.train_stage
 
-    def watched(student: nn.Module, **arguments: Any) -> training.Training:
-        done = original(student, **arguments)
+    def watched(student: nn.Module, *work: Any, **arguments: Any) -> Trained:
+        done = original(student, *work, **arguments)
         left.append(state_digest(student))
         return done
 
-    pipeline.prepare(**FACTS, store=tmp_path)  # type: ignore[arg-type]
+    prepare(tmp_path)
     monkeypatch.setattr(training, "train_stage", watched)
     result = run("kd>kd+fitnets+rkd", tmp_path)
     stored = fresh(1)
@@ -625,31 +601,73 @@ def test_counting_and_validation_do_not_touch_the_result(
 @pytest.mark.parametrize("text", ["rkd+kd", "kd+rkd+ce", "kd+rkd weighting=tcp lambda_base=3", "kd+rkd anchor=none"])
 def test_the_same_recipe_written_otherwise_is_found(shelf: Path, text: str) -> None:
     first = run("kd+rkd", shelf)
-    assert recipe.parse(text).id == first.recipe.id
+    assert experiment().effective(parse(text)).id == experiment().effective(parse("kd+rkd")).id
     again = run(text, shelf).stages[0]
     assert (again.trained, again.key, again.digest) == (False, first.stages[0].key, first.stages[0].digest)
 
 
-# Recorded with torch on a CPU. A change here is a change of the training code's meaning: say so in LOG.md.
-GOLDEN: list[dict[str, float]] = [
-    {"ce": 0.2346906, "kd": 0.1064674},
-    {"ce": 2.3294435, "fitnets": 12.5530663, "anchor": 0.0052052},
-    {"ce": 2.3066778, "rkd_distance": 1.0750844, "rkd_angle": 2.403785, "anchor": 0.0034328},
-]
+# Recorded with torch on a CPU, of train_stage by itself. A change here is a change of the training code's meaning: say
+# so in LOG.md. How seeds derive from a study's seed isn't in it.
+TEACHER_LOSS = 1.1851004
+GOLDEN: dict[str, list[list[dict[str, float]]]] = {
+    "one_cycle": [
+        [
+            {"ce": 0.2337405, "kd": 0.1026351},
+            {"ce": 0.2318383, "kd": 0.0870592},
+            {"ce": 0.2288839, "kd": 0.0696012},
+        ],
+        [
+            {"ce": 2.2805843, "fitnets": 12.1330070, "anchor": 0.0023371},
+            {"ce": 2.2785549, "fitnets": 7.2392282, "anchor": 0.0021599},
+            {"ce": 2.2563555, "fitnets": 3.0005765, "anchor": 0.0021529},
+        ],
+        [
+            {"ce": 2.2388456, "rkd_distance": 1.0070789, "rkd_angle": 2.4120026, "anchor": 0.0038538},
+            {"ce": 2.3005052, "rkd_distance": 0.9438236, "rkd_angle": 2.2316818, "anchor": 0.0099840},
+            {"ce": 2.2853174, "rkd_distance": 0.6267405, "rkd_angle": 1.5833437, "anchor": 0.0088251},
+        ],
+    ],
+    "step": [
+        [
+            {"ce": 0.2330293, "kd": 0.0980589},
+            {"ce": 0.2303724, "kd": 0.0779656},
+            {"ce": 0.2279315, "kd": 0.0660056},
+        ],
+        [
+            {"ce": 2.2846413, "fitnets": 10.4929066, "anchor": 0.0019408},
+            {"ce": 2.2668631, "fitnets": 4.7937746, "anchor": 0.0017854},
+            {"ce": 2.2314644, "fitnets": 2.2090685, "anchor": 0.0023082},
+        ],
+        [
+            {"ce": 2.2660358, "rkd_distance": 1.3375173, "rkd_angle": 2.9537089, "anchor": 0.0059834},
+            {"ce": 2.2645240, "rkd_distance": 1.4754080, "rkd_angle": 3.3034065, "anchor": 0.0092122},
+            {"ce": 2.2547350, "rkd_distance": 0.7863566, "rkd_angle": 2.0451078, "anchor": 0.0059818},
+        ],
+    ],
+}
 
 
-def test_golden_losses(shelf: Path) -> None:
-    result = run(PAPER, shelf, teacher_epochs=12)
-    found = [dict(stage.losses[0]) for stage in result.stages]
-    assert [list(terms) for terms in found] == [list(terms) for terms in GOLDEN]
-    for terms, wanted in zip(found, GOLDEN, strict=True):
-        assert terms == pytest.approx(wanted, rel=1e-3)
+@pytest.fixture(scope="module")
+def golden_teacher() -> Teacher:
+    data, network = load("digits", train_size=100), fresh(1, "tiny_teacher")
+    done = small.train(network, "ce@learning_rate=0.05", data, epochs=12, seed=11)
+    assert done.losses[-1] == {"ce": pytest.approx(TEACHER_LOSS, rel=1e-3)}
+    return Teacher(network, data)
 
 
-def test_one_bench_whatever_the_order_of_the_arguments(tmp_path: Path) -> None:
-    first = pipeline.prepare(pair="tiny", data="digits", train_size=100, teacher_epochs=1, store=tmp_path)
-    again = pipeline.prepare(store=tmp_path, teacher_epochs=1, train_size=100, data="digits", pair="tiny")
-    assert again is first
+@pytest.mark.parametrize("schedule", GOLDEN)
+def test_golden_losses(golden_teacher: Teacher, schedule: str) -> None:
+    student, reference = fresh(), None
+    for number, prefix in enumerate(parse(f"{PAPER} schedule={schedule}").prefixes()):
+        done = small.train(
+            student, str(prefix), load("digits", train_size=100), [golden_teacher], reference=reference, epochs=3,
+            seed=5 + number,
+        )  # fmt: skip
+        assert [list(terms) for terms in done.losses] == [list(terms) for terms in GOLDEN[schedule][number]]
+        for terms, wanted in zip(done.losses, GOLDEN[schedule][number], strict=True):
+            # a term is known to seven places
+            assert terms == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+        reference = anchor.freeze(student)
 
 
 # --- several teachers, EWC, one total budget
@@ -697,20 +715,9 @@ def test_further_teachers_are_trained_once_and_have_their_own_cost(tmp_path: Pat
     assert kept == 3  # two teachers, one stage
     alone = run("kd+rkd", tmp_path)
     assert result.extra_teacher_flops > 0 == alone.extra_teacher_flops
-    assert result.recipe.id != alone.recipe.id and result.stages[0].digest != alone.stages[0].digest
+    assert result.recipe != alone.recipe and result.stages[0].digest != alone.stages[0].digest
     assert run("kd+rkd teachers=2", tmp_path).extra_teacher_flops == result.extra_teacher_flops
     assert len(list(tmp_path.glob("entries/*/*"))) == kept + 1
-
-
-def test_teachers_without_use_are_not_in_the_id() -> None:
-    assert recipe.parse("ce teachers=3").id == recipe.parse("ce").id
-    assert recipe.parse("ce>ce teachers=3").id == recipe.parse("ce>ce").id
-    assert recipe.parse("ce>ce teachers=3 weighting=tcp").id != recipe.parse("ce>ce weighting=tcp").id
-    assert recipe.parse("kd teachers=3").id != recipe.parse("kd").id
-    assert str(recipe.parse("kd teachers=3")) == "kd teachers=3"
-    for wrong in ("kd teachers=0", "kd teachers=2.5", "kd teachers=x"):
-        with pytest.raises(ValueError, match="teachers"):
-            recipe.parse(wrong)
 
 
 def test_fisher_is_the_mean_of_squared_gradients_and_not_the_square_of_the_mean(bench: Bench) -> None:
@@ -762,7 +769,7 @@ def test_ewc_changes_the_training_and_holds_the_student_back(bench: Bench) -> No
     assert tight < held < free
     _, done = train_all("kd>rkd anchor=ewc weighting=tcp", bench)
     assert "anchor" in done[1].losses[0] and "anchor" not in done[0].losses[0]
-    assert recipe.parse("kd>rkd anchor=ewc").id == recipe.parse("kd>rkd anchor=ewc anchor_temperature=2").id
+    assert parse("kd>rkd anchor=ewc").id == parse("kd>rkd anchor=ewc anchor_temperature=2").id
 
 
 def test_lambda_of_the_last_epoch_is_recorded(bench: Bench) -> None:
@@ -772,24 +779,3 @@ def test_lambda_of_the_last_epoch_is_recorded(bench: Bench) -> None:
     _, (_, tcp) = train_all("kd>rkd weighting=tcp", bench)
     w = tcp.anchor_weights
     assert 0 <= w["q05"] <= w["q25"] <= w["q50"] <= w["q75"] <= w["q95"] <= 0.5 and w["q05"] < w["q95"]
-
-
-@pytest.mark.parametrize(("stages", "each"), [(1, [50]), (2, [25, 25]), (3, [17, 17, 16]), (4, [13, 13, 12, 12])])
-def test_a_total_is_split_over_the_stages(stages: int, each: list[int]) -> None:
-    assert pairs.split_epochs(stages, TINY, epochs=None, epochs_total=50) == each
-    assert pairs.split_epochs(stages, TINY, epochs=7, epochs_total=None) == [7] * stages
-
-
-def test_totals_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1 epoch, but got epochs_total=2 for 3 stages"):
-        pairs.split_epochs(3, TINY, epochs=None, epochs_total=2)
-    with pytest.raises(ValueError, match="leave one out"):
-        pairs.split_epochs(3, TINY, epochs=2, epochs_total=2)
-
-
-def test_every_system_trains_for_the_same_total() -> None:
-    listed = systems.systems(("kd", "fitnets", "rkd"))
-    assert len({recipe.make(stages, settings).id for stages, settings in listed.values()}) == len(listed) == 20
-    for stages, settings in listed.values():
-        made = recipe.make(stages, settings)
-        assert sum(pairs.split_epochs(len(made.stages), TINY, epochs=None, epochs_total=150)) == 150
