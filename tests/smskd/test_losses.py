@@ -9,10 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smskd import anchor, pipeline
-from smskd.methods import ce, fitnets, kd, rkd
+from smskd import anchor, methods
+from smskd.methods import fitnets, kd, rkd
+from smskd.recipe import Stage
 
 LABELS = torch.tensor([0, 1])
+PAPERS = {
+    "kd": {"weight": 0.9, "temperature": 4.0},
+    "fitnets": {"weight": 100.0, "layer": 0},
+    "rkd": {"weight": 1.0, "distance": 25.0, "angle": 50.0},
+}
 RKD_LOSSES = [rkd.distance_loss, rkd.angle_loss]
 
 
@@ -38,9 +44,9 @@ def test_kd_is_batchmean_kl_of_teacher_to_student_times_temperature_squared(temp
     assert kd.kd_loss(teacher, student, temperature).item() != pytest.approx(wanted, rel=1e-3)
 
 
-def test_kd_default_temperature_is_4() -> None:
-    student, teacher = randn(8, 10), randn(8, 10, seed=1)
-    assert kd.kd_loss(student, teacher) == kd.kd_loss(student, teacher, 4.0)
+def test_defaults_of_the_papers_methods() -> None:
+    defaults = {name: {k: v.default for k, v in methods.declaration(name).settings.items()} for name in PAPERS}
+    assert defaults == PAPERS
 
 
 def test_kd_gradient_keeps_its_size_across_temperatures() -> None:
@@ -56,7 +62,7 @@ def test_divergence_has_the_gradient_of_its_value() -> None:
 
 def test_kd_gives_the_teacher_no_gradient_and_the_student_one() -> None:
     student, teacher = randn(4, 5).requires_grad_(), randn(4, 5, seed=1).requires_grad_()
-    kd.kd_loss(student, teacher).backward()
+    kd.kd_loss(student, teacher, 4.0).backward()
     assert teacher.grad is None
     assert student.grad is not None and student.grad.abs().sum() > 0
 
@@ -69,19 +75,19 @@ def test_kd_refuses_temperatures(temperature: float) -> None:
 
 def test_kd_refuses_shapes_that_would_broadcast() -> None:
     with pytest.raises(ValueError, match="one shape"):
-        kd.kd_loss(randn(2, 3), randn(1, 3))
+        kd.kd_loss(randn(2, 3), randn(1, 3), 4.0)
 
 
 def test_kd_of_half_precision_is_float32_and_finite() -> None:
     student = (100 * randn(4, 5)).half().requires_grad_()
-    loss = kd.kd_loss(student, (100 * randn(4, 5, seed=1)).half())
+    loss = kd.kd_loss(student, (100 * randn(4, 5, seed=1)).half(), 4.0)
     loss.backward()
     assert loss.dtype == torch.float32 and loss.isfinite()
     assert student.grad is not None and student.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(
-    ("methods", "weight"),
+    ("names", "weight"),
     [
         (("ce",), 1.0),
         (("fitnets", "rkd"), 1.0),
@@ -91,11 +97,12 @@ def test_kd_of_half_precision_is_float32_and_finite() -> None:
         (("crd", "reviewkd", "vid"), 1.0),
     ],
 )
-def test_cross_entropy_weighs_a_tenth_beside_kd(methods: tuple[str, ...], weight: float) -> None:
-    assert ce.weight(methods, ce.WEIGHTS) == weight
-    assert ce.WEIGHTS[ce.weight_name(methods)] == weight
-    of_stage = pipeline._terms(methods)
-    assert {term for term in of_stage if term in ce.WEIGHTS} == {ce.weight_name(methods)}
+def test_cross_entropy_weighs_a_tenth_beside_kd(names: tuple[str, ...], weight: float) -> None:
+    assert methods.ce_weight(names) == weight
+    stage = Stage(methods=names)
+    assert stage.training({}).ce == weight
+    assert stage.training({"ce": 0.3}).ce == 0.3
+    assert Stage(methods=names, settings=(("ce", 0.7),)).training({"ce": 0.3}).ce == 0.7
 
 
 # --- anchor
@@ -146,7 +153,7 @@ def test_anchor_weighs_each_sample_and_then_takes_the_mean() -> None:
     for s, r, weight in zip(student.double() / 4, reference.double() / 4, weights.double(), strict=True):
         target = r.softmax(dim=0)
         wanted += float(weight * (target * (target.log() - s.log_softmax(dim=0))).sum()) * 16 / 6
-    assert anchor.anchor_loss(student, reference, weights).item() == pytest.approx(wanted, rel=1e-5)
+    assert anchor.anchor_loss(student, reference, weights, 4.0).item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_anchor_of_equal_weights_is_kd_of_the_reference() -> None:
@@ -158,7 +165,7 @@ def test_anchor_of_equal_weights_is_kd_of_the_reference() -> None:
 
 def test_anchor_gives_gradient_to_the_student_alone() -> None:
     student, reference, weights = (t.requires_grad_() for t in (randn(6, 10), randn(6, 10, seed=1), torch.rand(6)))
-    anchor.anchor_loss(student, reference, weights).backward()
+    anchor.anchor_loss(student, reference, weights, 4.0).backward()
     assert reference.grad is None and weights.grad is None
     assert student.grad is not None and student.grad.abs().sum() > 0
 
@@ -166,7 +173,7 @@ def test_anchor_gives_gradient_to_the_student_alone() -> None:
 @pytest.mark.parametrize("shape", [(6, 1), (1,), ()])
 def test_anchor_refuses_weights_that_would_broadcast(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="one per sample"):
-        anchor.anchor_loss(randn(6, 10), randn(6, 10, seed=1), torch.ones(shape))
+        anchor.anchor_loss(randn(6, 10), randn(6, 10, seed=1), torch.ones(shape), 4.0)
 
 
 @pytest.mark.parametrize("base", [-0.1, float("nan")])

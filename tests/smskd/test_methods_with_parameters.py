@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from smskd import methods, models, pairs, pipeline, recipe
+from smskd import methods
 from smskd import stage as training
+from smskd.bench import Bench
 from smskd.methods import base, crd, logit_std, reviewkd, vid
 from smskd.methods.base import Batch, Method, Task, View
 from smskd.models import Output
-from smskd.pipeline import Bench
+from tests.smskd import small
 
 NAMES = ["crd", "logit_std", "reviewkd", "vid"]
 
@@ -52,9 +53,12 @@ def view_of(maps: Sequence[Tensor], embedding: Tensor | None = None, logits: Ten
 NO_BATCH = Batch(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
 
 
-def built(name: str, student: View, teacher: View, labels: Tensor, **weights: float) -> Method:
-    module = methods.load(name)
-    method: Method = module.build(Task(student, teacher, module.WEIGHTS | weights, labels))
+def defaults(name: str) -> dict[str, Any]:
+    return {key: one.default for key, one in methods.declaration(name).settings.items()}
+
+
+def built(name: str, student: View, teacher: View, labels: Tensor, **settings: float) -> Method:
+    method: Method = methods.load(name).build(Task(student, teacher, defaults(name) | settings, labels))
     return method
 
 
@@ -63,14 +67,7 @@ def built(name: str, student: View, teacher: View, labels: Tensor, **weights: fl
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return pipeline.prepare(
-        pair="tiny",
-        data="digits",
-        train_size=100,
-        teacher_epochs=1,
-        device="cpu",
-        store=tmp_path_factory.mktemp("store"),
-    )
+    return small.prepare(tmp_path_factory.mktemp("store"), teacher_epochs=1)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,24 +84,18 @@ def test_a_stage_trains_with_the_published_weight(name: str, bench: Bench, monke
 
     monkeypatch.setattr(training, "build_terms", watched)
 
-    def train(weights: dict[str, float]) -> tuple[dict[str, float], dict[str, Tensor]]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            student = models.build("tiny_student", num_classes=10, in_channels=1)
-        parsed = recipe.parse(name)
-        done = training.train_stage(
-            student, stage=parsed.stages[0], recipe=parsed, reference=None, teachers=[bench.teacher], data=bench.data,
-            schedule=pairs.get("tiny").student_schedule, loss_weights=weights, epochs=1, seed=5,
-        )  # fmt: skip
+    def train(text: str) -> tuple[dict[str, float], dict[str, Tensor]]:
+        student = small.fresh()
+        done = small.train(student, text, bench.data, [bench.teacher])
         return dict(done.losses[0]), {n: t.clone() for n, t in student.state_dict().items()}
 
-    losses, weights = train({})
+    losses, weights = train(name)
     assert list(losses) == ["ce", name] and all(map(math.isfinite, losses.values()))
     learned = [n for n, _ in made[0].named_parameters()]
     assert all(not torch.equal(made[0].state_dict()[n], starts[0][n]) for n in learned)
-    again, same = train(dict(methods.load(name).WEIGHTS))
+    again, same = train(f"{name}(weight={defaults(name)['weight']})")
     assert again == losses and all(torch.equal(same[n], weights[n]) for n in weights)
-    none, other = train({name: 0.0})
+    none, other = train(f"{name}(weight=0)")
     assert none[name] == 0
     assert any(not torch.equal(other[n], weights[n]) for n in weights)
 
@@ -112,10 +103,7 @@ def test_a_stage_trains_with_the_published_weight(name: str, bench: Bench, monke
 @pytest.mark.parametrize("name", NAMES)
 def test_flops_of_its_own_layers_are_counted(name: str, bench: Bench, tmp_path: Path) -> None:
     def flops(text: str) -> float:
-        result = pipeline.run(
-            text, pair="tiny", data="digits", train_size=100, teacher_epochs=1, epochs=1, device="cpu", store=tmp_path
-        )
-        return result.train_flops
+        return small.run(text, tmp_path, teacher_epochs=1).train_flops
 
     assert flops(name) > flops("kd") if name != "logit_std" else flops(name) == flops("kd")
 
@@ -123,7 +111,7 @@ def test_flops_of_its_own_layers_are_counted(name: str, bench: Bench, tmp_path: 
 @pytest.mark.parametrize(
     ("loss", "shape"),
     [
-        (logit_std.logit_std_loss, (4, 5)),
+        (lambda student, teacher: logit_std.logit_std_loss(student, teacher, 2.0), (4, 5)),
         (reviewkd.hierarchical_context_loss, (2, 3, 4, 4)),
         (lambda mean, target: vid.negative_log_likelihood(mean, torch.ones(3), target), (2, 3, 4, 4)),
     ],
@@ -159,13 +147,14 @@ def test_logit_std_equals_the_plain_form(temperature: float) -> None:
 
 
 def test_logit_std_defaults() -> None:
-    assert (logit_std.TEMPERATURE, logit_std.WEIGHTS) == (2.0, {"logit_std": 9.0})
+    assert defaults("logit_std") == {"weight": 9.0, "temperature": 2.0}
     student, teacher = randn(8, 10), randn(8, 10, seed=1)
     plain = naive_logit_std(student, teacher, 2.0)
-    assert logit_std.logit_std_loss(student, teacher).item() == pytest.approx(plain, rel=1e-5)
     views = view_of([], logits=student), view_of([], logits=teacher)
     term = built("logit_std", *views, NO_BATCH.labels)(*views, NO_BATCH)["logit_std"]
     assert term.item() == pytest.approx(9 * plain, rel=1e-5)
+    warm = built("logit_std", *views, NO_BATCH.labels, weight=1.0, temperature=5.0)(*views, NO_BATCH)["logit_std"]
+    assert warm.item() == pytest.approx(naive_logit_std(student, teacher, 5.0), rel=1e-5)
 
 
 def test_z_scores_have_mean_0_and_deviation_1_whatever_scale_and_shift() -> None:
@@ -179,7 +168,7 @@ def test_z_scores_have_mean_0_and_deviation_1_whatever_scale_and_shift() -> None
     for scale in (1e-15, 1e-3, 1e3, 1e15):
         torch.testing.assert_close(logit_std.standardised(scale * logits), scores)
     torch.testing.assert_close(logit_std.standardised(logits + 100), scores, rtol=1e-3, atol=1e-4)
-    assert logit_std.logit_std_loss(3 * logits + 1, logits).item() == pytest.approx(0, abs=1e-6)
+    assert logit_std.logit_std_loss(3 * logits + 1, logits, 2.0).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, -1e4, 1e-30, 1e30])
@@ -187,19 +176,19 @@ def test_constant_logits_have_z_scores_and_gradients_of_zero(value: float) -> No
     student = torch.full((4, 7), value).requires_grad_()
     assert torch.count_nonzero(logit_std.standardised(student)) == 0
     for teacher in (torch.full((4, 7), 0.3), randn(4, 7)):
-        (gradient,) = torch.autograd.grad(logit_std.logit_std_loss(student, teacher), student)
+        (gradient,) = torch.autograd.grad(logit_std.logit_std_loss(student, teacher, 2.0), student)
         assert torch.count_nonzero(gradient) == 0
-    assert logit_std.logit_std_loss(student, torch.full((4, 7), 0.3)).item() == 0
+    assert logit_std.logit_std_loss(student, torch.full((4, 7), 0.3), 2.0).item() == 0
 
 
 def test_logit_std_has_the_gradient_of_its_value() -> None:
     student, teacher = randn(3, 5).double().requires_grad_(), randn(3, 5, seed=1).double()
-    assert torch.autograd.gradcheck(lambda s: logit_std.logit_std_loss(s, teacher), (student,))
+    assert torch.autograd.gradcheck(lambda s: logit_std.logit_std_loss(s, teacher, 2.0), (student,))
 
 
 def test_logit_std_refuses_shapes_and_temperatures() -> None:
     with pytest.raises(ValueError, match="one shape"):
-        logit_std.logit_std_loss(randn(2, 3), randn(1, 3))
+        logit_std.logit_std_loss(randn(2, 3), randn(1, 3), 2.0)
     with pytest.raises(ValueError, match="temperature > 0"):
         logit_std.logit_std_loss(randn(2, 3), randn(2, 3), 0.0)
 
@@ -233,7 +222,7 @@ def test_likelihood_is_best_at_the_variance_of_the_errors() -> None:
 
 
 def test_vid_defaults() -> None:
-    assert vid.WEIGHTS == {"vid": 1.0}
+    assert defaults("vid") == {"weight": 1.0}
     gaussian = vid.Gaussian(8, 64)
     assert gaussian.variance.tolist() == pytest.approx([5.0] * 64, rel=1e-5)
     with torch.no_grad():
@@ -259,7 +248,7 @@ def test_vid_average_at_worked_values() -> None:
 def test_vid_sums_over_maps_paired_from_the_deepest_backwards() -> None:
     student = view_of([randn(2, 8, 4, 4), randn(2, 16, 2, 2, seed=1)])
     maps = [randn(2, 32, 8, 8, seed=2), randn(2, 24, 4, 4, seed=3), randn(2, 20, 4, 4, seed=4)]
-    method = built("vid", student, view_of(maps), NO_BATCH.labels, vid=3.0)
+    method = built("vid", student, view_of(maps), NO_BATCH.labels, weight=3.0)
     assert isinstance(method, vid.VID)
     widths = [(g.mean[0].in_channels, g.mean[-1].out_channels) for g in method.gaussians]  # type: ignore[union-attr, index]
     assert widths == [(16, 20), (8, 24)]
@@ -357,8 +346,8 @@ def test_fusion_equals_the_plain_form(side: int, size: int) -> None:
 def test_reviewkd_goes_from_the_deepest_level_up() -> None:
     student = [randn(2, 8, 4, 4), randn(2, 16, 2, 2, seed=1)]
     teacher = [randn(2, 32, 8, 8, seed=2), randn(2, 24, 4, 4, seed=3), randn(2, 20, 2, 2, seed=4)]
-    method = built("reviewkd", view_of(student), view_of(teacher), NO_BATCH.labels, reviewkd=3.0).eval()
-    assert isinstance(method, reviewkd.ReviewKD) and reviewkd.WEIGHTS == {"reviewkd": 1.0}
+    method = built("reviewkd", view_of(student), view_of(teacher), NO_BATCH.labels, weight=3.0).eval()
+    assert isinstance(method, reviewkd.ReviewKD) and defaults("reviewkd") == {"weight": 1.0}
     first, second, third = method.fusions  # the average of the last map, the last map, the one before it
     assert [f.attention is None for f in (first, second, third)] == [True, False, False]
     loss = torch.zeros(())
@@ -438,9 +427,9 @@ def test_nce_refuses_shapes(positive: tuple[int, ...], negatives: tuple[int, ...
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 1])
 
 
-def contrast(labels: Tensor = LABELS, **weights: float) -> crd.CRD:
+def contrast(labels: Tensor = LABELS, **settings: float) -> crd.CRD:
     views = view_of([], randn(2, 6)), view_of([], randn(2, 9))
-    method = built("crd", *views, labels, **weights)
+    method = built("crd", *views, labels, **settings)
     assert isinstance(method, crd.CRD)
     return method
 
@@ -450,8 +439,9 @@ def embeddings(size: int, seed: int) -> tuple[View, View]:
 
 
 def test_crd_defaults() -> None:
-    assert crd.WEIGHTS == {"crd": 0.8}
-    assert (crd.DIMENSION, crd.NEGATIVES, crd.TEMPERATURE, crd.MOMENTUM) == (128, 16384, 0.07, 0.5)
+    assert defaults("crd") == {
+        "weight": 0.8, "temperature": 0.07, "negatives": 16384, "momentum": 0.5, "dimension": 128,
+    }  # fmt: skip
     method = contrast(torch.arange(5000) % 10)
     for bank in (method.student_bank, method.teacher_bank):
         assert bank.shape == (5000, 128) and bank.dtype == torch.float32
@@ -461,7 +451,7 @@ def test_crd_defaults() -> None:
 
 
 def test_crd_is_the_plain_form_and_its_memory_moves_half_way() -> None:
-    method = contrast(crd=2.0)
+    method = contrast(weight=2.0)
     index = torch.tensor([4, 0, 8])
     zs: list[list[float]] = []
     for step in range(2):
@@ -512,8 +502,7 @@ def test_negatives_are_of_other_classes_and_as_many_as_asked_for(monkeypatch: py
     index = torch.arange(10)
     (all_there_are,) = counted_in(contrast(), index, monkeypatch)
     assert all_there_are.sum(dim=1).tolist() == [10 - LABELS.eq(label).sum().item() for label in LABELS]
-    monkeypatch.setattr(crd, "NEGATIVES", 5)
-    method = contrast()
+    method = contrast(negatives=5)
     drawn: list[Tensor] = []
     original = crd.CRD._draw
 

@@ -5,27 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smskd import methods, models, pairs, pipeline, recipe
+from smskd import methods, models, pairs
+from smskd.bench import Bench
 from smskd.methods import at, dist, dkd, kd, pkt, sp
 from smskd.methods.base import Batch, Task, View, unit_rows
-from smskd.pipeline import Bench
-from smskd.stage import Training, train_stage
+from smskd.stage import Trained
+from tests.smskd import small
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-PUBLISHED = {
-    "at": {"at": 1000.0},
-    "dkd": {"dkd_tckd": 1.0, "dkd_nckd": 8.0},
-    "dist": {"dist_inter": 2.0, "dist_intra": 2.0},
-    "sp": {"sp": 3000.0},
-    "pkt": {"pkt": 30_000.0},
+PUBLISHED: dict[str, dict[str, float]] = {
+    "at": {"weight": 1000.0},
+    "dkd": {"weight": 1.0, "tckd": 1.0, "nckd": 8.0, "temperature": 4.0},
+    "dist": {"weight": 1.0, "inter": 2.0, "intra": 2.0, "temperature": 4.0},
+    "sp": {"weight": 3000.0, "layer": -1},
+    "pkt": {"weight": 30_000.0},
+}
+# a method's terms, each with the setting that is its weight
+TERMS = {
+    "at": {"at": "weight"},
+    "dkd": {"dkd_tckd": "tckd", "dkd_nckd": "nckd"},
+    "dist": {"dist_inter": "inter", "dist_intra": "intra"},
+    "sp": {"sp": "weight"},
+    "pkt": {"pkt": "weight"},
 }
 READS = {"at": "features", "dkd": "logits", "dist": "logits", "sp": "features", "pkt": "embedding"}
 
@@ -39,11 +48,11 @@ def labels_of(logits: Tensor) -> Tensor:
 
 
 def tckd(student: Tensor, teacher: Tensor) -> Tensor:
-    return dkd.tckd_loss(student, teacher, labels_of(student))
+    return dkd.tckd_loss(student, teacher, labels_of(student), 4.0)
 
 
 def nckd(student: Tensor, teacher: Tensor) -> Tensor:
-    return dkd.nckd_loss(student, teacher, labels_of(student))
+    return dkd.nckd_loss(student, teacher, labels_of(student), 4.0)
 
 
 # loss of a student's and a teacher's outputs, and the shapes of these for a batch
@@ -52,8 +61,8 @@ LOSSES: dict[str, tuple[Loss, tuple[tuple[int, ...], tuple[int, ...]]]] = {
     "at": (at.attention_loss, MAPS),
     "tckd": (tckd, LOGITS),
     "nckd": (nckd, LOGITS),
-    "inter": (dist.inter_class_loss, LOGITS),
-    "intra": (dist.intra_class_loss, LOGITS),
+    "inter": (partial(dist.inter_class_loss, temperature=4.0), LOGITS),
+    "intra": (partial(dist.intra_class_loss, temperature=4.0), LOGITS),
     "sp": (sp.similarity_loss, MAPS),
     "pkt": (pkt.pkt_loss, EMBEDDINGS),
 }
@@ -69,11 +78,11 @@ def drawn(name: str, batch: int = 8) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_defaults(name: str) -> None:
-    module = methods.load(name)
-    assert PUBLISHED[name] == module.WEIGHTS
-    assert all(term.split("_")[0] == name for term in module.WEIGHTS)
+    module, declared = methods.load(name), methods.declaration(name)
+    assert {key: one.default for key, one in declared.settings.items()} == PUBLISHED[name]
+    assert declared.ce == 1
     assert frozenset({READS[name]}) == module.READS
-    assert getattr(module, "TEMPERATURE", None) == (4.0 if READS[name] == "logits" else None)
+    assert "arXiv" in (module.__doc__ or "")
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -176,7 +185,7 @@ def test_shapes_are_refused(name: str) -> None:
     says = "got student|but got"
     for wrong in ((student[:3], teacher), (student, teacher[:1]), (student.flatten(), teacher)):
         with pytest.raises(ValueError, match=says) as caught:
-            loss(*wrong) if "ckd" not in name else getattr(dkd, f"{name}_loss")(*wrong, torch.arange(8) % 6)
+            loss(*wrong) if "ckd" not in name else getattr(dkd, f"{name}_loss")(*wrong, torch.arange(8) % 6, 4.0)
         assert all(str(tuple(x.shape)) in str(caught.value) for x in wrong)
 
 
@@ -280,38 +289,38 @@ def test_dkd_equals_the_plain_form(temperature: float) -> None:
 def test_dkd_put_together_again_is_kd() -> None:
     student, teacher = 2 * randn(8, 10), 2 * randn(8, 10, seed=1)
     for s, t, label in zip(student[:, None], teacher[:, None], labels_of(student)[:, None], strict=True):
-        doubt = 1 - F.softmax(t / dkd.TEMPERATURE, dim=1)[0, label]
-        whole = dkd.tckd_loss(s, t, label) + doubt * dkd.nckd_loss(s, t, label)  # eq. 6
-        assert whole.item() == pytest.approx(kd.kd_loss(s, t).item(), rel=1e-4)
+        doubt = 1 - F.softmax(t / 4.0, dim=1)[0, label]
+        whole = dkd.tckd_loss(s, t, label, 4.0) + doubt * dkd.nckd_loss(s, t, label, 4.0)  # eq. 6
+        assert whole.item() == pytest.approx(kd.kd_loss(s, t, 4.0).item(), rel=1e-4)
 
 
 def test_dkd_of_logits_whose_probabilities_underflow() -> None:
     labels = torch.tensor([0])
     student, teacher = torch.tensor([[-1e4, 1e4, 0.0]]), torch.tensor([[1e4, 0.0, -1e4]])
     # the teacher gives the true class 1, the student exp(-5000): 5000 nats at temperature 4, times 16
-    assert dkd.tckd_loss(student, teacher, labels).item() == pytest.approx(5000 * 16, rel=1e-6)
-    assert dkd.nckd_loss(student, teacher, labels).item() == pytest.approx(0, abs=1e-6)  # both are sure of class 1
+    assert dkd.tckd_loss(student, teacher, labels, 4.0).item() == pytest.approx(5000 * 16, rel=1e-6)
+    assert dkd.nckd_loss(student, teacher, labels, 4.0).item() == pytest.approx(0, abs=1e-6)  # both are sure of class 1
     student = torch.tensor([[1e4, -1e4, 1e4]])  # among classes 1 and 2, the teacher is sure of 1, the student of 2
-    assert dkd.nckd_loss(student, teacher, labels).item() == pytest.approx(5000 * 16, rel=1e-6)
+    assert dkd.nckd_loss(student, teacher, labels, 4.0).item() == pytest.approx(5000 * 16, rel=1e-6)
 
 
 def test_nckd_does_not_see_the_true_class() -> None:
     student, teacher, labels = randn(4, 5), randn(4, 5, seed=1), torch.tensor([0, 4, 2, 2])
-    before = dkd.nckd_loss(student, teacher, labels)
+    before = dkd.nckd_loss(student, teacher, labels, 4.0)
     other = student.scatter(1, labels[:, None], 1e6).requires_grad_()
-    after = dkd.nckd_loss(other, teacher, labels)
+    after = dkd.nckd_loss(other, teacher, labels, 4.0)
     assert torch.equal(after, before)
     (gradient,) = torch.autograd.grad(after, other)
     assert torch.count_nonzero(gradient.gather(1, labels[:, None])) == 0
-    assert dkd.nckd_loss(randn(4, 2), randn(4, 2, seed=1), torch.tensor([0, 1, 1, 0])) == 0
+    assert dkd.nckd_loss(randn(4, 2), randn(4, 2, seed=1), torch.tensor([0, 1, 1, 0]), 4.0) == 0
 
 
 def test_dkd_refuses_labels_and_single_classes() -> None:
     for loss in (dkd.tckd_loss, dkd.nckd_loss):
         with pytest.raises(ValueError, match=r"labels \[B\], but got .* and labels \(3,\)"):
-            loss(randn(4, 5), randn(4, 5), torch.zeros(3, dtype=torch.long))
+            loss(randn(4, 5), randn(4, 5), torch.zeros(3, dtype=torch.long), 4.0)
         with pytest.raises(ValueError, match="at least 2 classes"):
-            loss(randn(4, 1), randn(4, 1), torch.zeros(4, dtype=torch.long))
+            loss(randn(4, 1), randn(4, 1), torch.zeros(4, dtype=torch.long), 4.0)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
@@ -355,32 +364,32 @@ def test_dist_worked_by_hand() -> None:
     assert dist.inter_class_loss(student, teacher, 1.0).item() == pytest.approx((0 + 2) / 2)
     # from the first sample to the second, class 0 rises in the student and falls in the teacher; class 1 the opposite
     assert dist.intra_class_loss(student, teacher, 1.0).item() == pytest.approx(2)
-    assert dist.intra_class_loss(student, teacher).item() == pytest.approx(2 * 16)
+    assert dist.intra_class_loss(student, teacher, 4.0).item() == pytest.approx(2 * 16)
 
 
 def test_dist_without_a_correlation_adds_nothing() -> None:
     student, teacher = randn(3, 5), randn(3, 5, seed=1)
     student[1] = 0.7  # all classes equally probable
     student.requires_grad_()
-    loss = dist.inter_class_loss(student, teacher)
-    rest = dist.inter_class_loss(student[[0, 2]], teacher[[0, 2]])
+    loss = dist.inter_class_loss(student, teacher, 4.0)
+    rest = dist.inter_class_loss(student[[0, 2]], teacher[[0, 2]], 4.0)
     assert loss.item() == pytest.approx(rest.item() * 2 / 3, rel=1e-6)
     (gradient,) = torch.autograd.grad(loss, student)
     assert torch.count_nonzero(gradient[1]) == 0
     same = teacher[:1].expand(3, 5)
-    assert dist.intra_class_loss(student, same) == 0 and dist.intra_class_loss(same, teacher) == 0
+    assert dist.intra_class_loss(student, same, 4.0) == 0 and dist.intra_class_loss(same, teacher, 4.0) == 0
 
 
 def test_dist_sees_classes_that_are_far_from_probable() -> None:
     student, teacher = (torch.tensor([[0.0, 400.0], [0.0, x]]) for x in (440.0, 360.0))
     # class 0 has probability exp(-100), then exp(-110) and exp(-90): opposite orders; class 1 has 1 for all
-    assert dist.intra_class_loss(student, teacher).item() == pytest.approx(16 * (2 + 0) / 2, rel=1e-6)
+    assert dist.intra_class_loss(student, teacher, 4.0).item() == pytest.approx(16 * (2 + 0) / 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("classes", range(2, 60))
 def test_dist_takes_rounding_for_no_correlation(classes: int) -> None:
     student = torch.full((4, classes), 0.1, requires_grad=True)
-    loss = dist.inter_class_loss(student, randn(4, classes))
+    loss = dist.inter_class_loss(student, randn(4, classes), 4.0)
     (gradient,) = torch.autograd.grad(loss, student)
     assert loss == 0 and torch.count_nonzero(gradient) == 0
 
@@ -388,7 +397,7 @@ def test_dist_takes_rounding_for_no_correlation(classes: int) -> None:
 @pytest.mark.parametrize("gap", range(100, 6000, 100))
 def test_dist_has_finite_gradients_down_to_probabilities_of_zero(gap: int) -> None:
     student = torch.tensor([[0.0, gap], [0.0, 0.98 * gap], [0.0, 0.99 * gap]], requires_grad=True)
-    (gradient,) = torch.autograd.grad(dist.intra_class_loss(student, randn(3, 2)), student)
+    (gradient,) = torch.autograd.grad(dist.intra_class_loss(student, randn(3, 2), 4.0), student)
     assert gradient.isfinite().all()
 
 
@@ -467,31 +476,13 @@ def test_pkt_of_opposite_embeddings() -> None:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    store: Path = tmp_path_factory.mktemp("store")
-    return pipeline.prepare(pair="tiny", data="digits", train_size=50, teacher_epochs=1, store=store, device="cpu")
+    return small.prepare(tmp_path_factory.mktemp("store"), train_size=50, teacher_epochs=1)
 
 
-def one_step(text: str, bench: Bench) -> tuple[Training, nn.Module, nn.Module]:
+def one_step(text: str, bench: Bench) -> tuple[Trained, nn.Module, nn.Module]:
     """Train a tiny student by train_stage for one step; its training, itself and what it was before."""
-    networks = []
-    for _ in range(2):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            networks.append(models.build("tiny_student", num_classes=10, in_channels=1))
-    parsed = recipe.parse(text)
-    training = train_stage(
-        networks[0],
-        stage=parsed.stages[-1],
-        recipe=parsed,
-        reference=None,
-        teachers=[bench.teacher],
-        data=bench.data,
-        schedule=pairs.get("tiny").student_schedule,
-        loss_weights={},
-        epochs=1,
-        seed=5,
-    )
-    return training, *networks
+    student = small.fresh()
+    return small.train(student, text, bench.data, [bench.teacher], train_size=50), student, small.fresh()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -499,16 +490,16 @@ def test_a_stage_of_it_trains(name: str, bench: Bench) -> None:
     done, student, _ = one_step(name, bench)
     alone, baseline, before = one_step("ce", bench)
     (terms,), (plain,) = done.losses, alone.losses
-    assert list(terms) == ["ce", *PUBLISHED[name]]
+    assert list(terms) == ["ce", *TERMS[name]]
     assert terms["ce"] == plain["ce"]  # at weight 1, as published
-    assert all(terms[term] > 0 for term in PUBLISHED[name])
+    assert all(terms[term] > 0 for term in TERMS[name])
     weights, without, start = (n.state_dict()["stages.0.0.weight"] for n in (student, baseline, before))
     assert weights.isfinite().all() and not torch.equal(weights, start) and not torch.equal(weights, without)
 
 
 def test_all_at_once_in_a_joint_stage(bench: Bench) -> None:
     done, _, _ = one_step("kd+fitnets+rkd+at+dkd+dist+sp+pkt", bench)
-    assert set(done.losses[0]) > {term for terms in PUBLISHED.values() for term in terms}
+    assert set(done.losses[0]) > {term for terms in TERMS.values() for term in terms}
 
 
 def test_weights_are_the_ones_the_method_is_built_with() -> None:
@@ -516,14 +507,19 @@ def test_weights_are_the_ones_the_method_is_built_with() -> None:
     other = models.Output(logits=randn(4, 5, seed=1), features=(randn(4, 6, 2, 2, seed=1),), embedding=randn(4, 6))
     views, labels = (View(output, 0), View(other, 0)), torch.tensor([0, 1, 2, 3])
     batch = Batch(labels, torch.arange(4))
-    for name, published in PUBLISHED.items():
-        for term, weight in published.items():
-            ones = dict.fromkeys(published, 1.0)
-            plain = methods.load(name).build(Task(*views, ones, labels))(*views, batch)
-            weighted = methods.load(name).build(Task(*views, ones | {term: weight / 4}, labels))(*views, batch)
-            assert list(plain) == list(published)
-            wanted = {t: v.item() * (weight / 4 if t == term else 1) for t, v in plain.items()}
-            assert {t: v.item() for t, v in weighted.items()} == pytest.approx(wanted)
+
+    def losses(name: str, **settings: Any) -> dict[str, float]:
+        method = methods.load(name).build(Task(*views, PUBLISHED[name] | settings, labels))
+        return {term: loss.item() for term, loss in method(*views, batch).items()}
+
+    for name, terms in TERMS.items():
+        plain = losses(name, **dict.fromkeys(terms.values(), 1.0))
+        assert list(plain) == list(terms)
+        for term, setting in terms.items():
+            published = PUBLISHED[name][setting]
+            weighted = losses(name, **dict.fromkeys(terms.values(), 1.0) | {setting: published / 4})
+            wanted = {t: v * (published / 4 if t == term else 1) for t, v in plain.items()}
+            assert weighted == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("pair", ["resnet56_resnet20", "wrn40_2_shufflenetv2"])
@@ -534,8 +530,8 @@ def test_methods_take_the_networks_of_a_pair(pair: str) -> None:
     for spec in (pairs.get(pair).student, pairs.get(pair).teacher):
         network = models.build(spec.name, num_classes=100, in_channels=3)
         views.append(View(network(images), network.hint_index))  # type: ignore[arg-type]
-    for name, terms in PUBLISHED.items():
-        method = methods.load(name).build(Task(views[0], views[1], terms, labels))
+    for name, terms in TERMS.items():
+        method = methods.load(name).build(Task(views[0], views[1], PUBLISHED[name], labels))
         losses = method(views[0], views[1], Batch(labels, torch.arange(2)))
         assert list(losses) == list(terms)
         assert all(loss.shape == () and loss.isfinite() and loss > 0 for loss in losses.values())
