@@ -15,6 +15,7 @@ import torch
 from smskd import data as datasets
 from smskd import pipeline
 from smskd.data import Data, load
+from smskd.experiment import Experiment
 from smskd.files import ImageFiles
 
 
@@ -89,14 +90,11 @@ def test_mean_and_deviation_are_those_of_the_pixels(folder: Path, monkeypatch: p
 
 
 def test_training_is_the_same_bit_for_bit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings: dict[str, Any] = {
-        "pair": "tiny", "data": "folder", "data_dir": folder, "image_size": 12, "teacher_epochs": 2, "epochs": 2,
-        "device": "cpu",
-    }  # fmt: skip
+    made = Experiment(data="folder", data_dir=str(folder), image_size=12, teacher_epochs=2)
     results = []
     for name, budget in (("memory", 2**30), ("files", 0)):
         monkeypatch.setattr(datasets, "MEMORY_BYTES", budget)
-        results.append(pipeline.run("kd>fitnets+rkd weighting=tcp", **settings, store=tmp_path / name))
+        results.append(pipeline.run("kd>fitnets+rkd weighting=tcp epochs=2", made, store=tmp_path / name, device="cpu"))
     one, two = results
     assert [s.trained for s in two.stages] == [True, True]
     assert [s.losses for s in one.stages] == [s.losses for s in two.stages]
@@ -161,11 +159,11 @@ def test_a_damaged_file_is_named_in_one_line(folder: Path, monkeypatch: pytest.M
 def test_a_pair_of_imagenet_takes_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
     write_folder(tmp_path / "images", {"train": 4, "val": 2}, size=(240, 224), suffix="jpg")
     monkeypatch.setattr(datasets, "MEMORY_BYTES", 0)
-    result = pipeline.run(
-        recipe, teacher_model="resnet34", student_model="mobilenet_v3_small", data="folder",
-        data_dir=tmp_path / "images", image_size=224, epochs=1, teacher_epochs=1, store=tmp_path / "store",
-        device="cpu",
+    made = Experiment(
+        teacher_model="resnet34", student_model="mobilenet_v3_small", data="folder", data_dir=str(tmp_path / "images"),
+        image_size=224, teacher_epochs=1,
     )  # fmt: skip
+    result = pipeline.run(f"{recipe} epochs=1", made, store=tmp_path / "store", device="cpu")
     (stage,) = result.stages
     assert set(stage.losses[0]) == {"ce", recipe}
     assert all(math.isfinite(loss) and loss > 0 for loss in stage.losses[0].values())

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from smskd import models, pipeline, recipe
 from smskd import stage as training
+from smskd.bench import Bench
 from smskd.forgetting import Lineage, Validation
 from smskd.methods import ce, fitnets, kd
-from smskd.pipeline import Bench
+from tests.smskd import small
+from tests.smskd.small import fresh
 
-SMALL = {"train_size": 200, "teacher_epochs": 1, "device": "cpu"}
+SMALL: dict[str, Any] = {"train_size": 200, "teacher_epochs": 1}
 
 
 @pytest.fixture(scope="module")
@@ -25,17 +28,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bench(store: Path) -> Bench:
-    return pipeline.prepare(**SMALL, store=store)  # type: ignore[arg-type]
+    return small.prepare(store, **SMALL)
 
 
-def fresh() -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
+def terms_of(notation: str, student: nn.Module, bench: Bench) -> list[training.Term]:
+    work, views = small.assignment(notation), [training.probe(bench.teacher.network, bench.data)]
+    with torch.random.fork_rng():
         torch.manual_seed(0)
-        return models.build("tiny_student", num_classes=10, in_channels=1)
+        return training.build_terms(work, training.probe(student, bench.data), views, bench.data.train.labels)
 
 
 def test_agreement_and_losses_are_what_a_plain_loop_finds(bench: Bench, store: Path) -> None:
-    result = pipeline.run("fitnets>kd", seed=3, epochs=1, store=store, **SMALL)  # type: ignore[arg-type]
+    result = small.run("fitnets>kd", store, seed=3, **SMALL)
     (first, second), data = result.stages, bench.data
     students = []
     for stage in result.stages:
@@ -49,10 +53,10 @@ def test_agreement_and_losses_are_what_a_plain_loop_finds(bench: Bench, store: P
         early, late = (student(images) for student in students)
         teacher = bench.teacher.network(images)
     chosen = [output.logits.argmax(dim=1) for output in (early, late, teacher)]
-    assert first.kept.agreement_teacher == pytest.approx((chosen[0] == chosen[2]).double().mean().item())
-    assert second.kept.agreement_teacher == pytest.approx((chosen[1] == chosen[2]).double().mean().item())
-    assert first.kept.agreement_previous is None
-    assert second.kept.agreement_previous == pytest.approx((chosen[0] == chosen[1]).double().mean().item())
+    assert first.agreement_teacher == pytest.approx((chosen[0] == chosen[2]).double().mean().item())
+    assert second.agreement_teacher == pytest.approx((chosen[1] == chosen[2]).double().mean().item())
+    assert first.agreement_previous is None
+    assert second.agreement_previous == pytest.approx((chosen[0] == chosen[1]).double().mean().item())
 
     regressor = fitnets.Regressor((8, 4, 4), (64, 4, 4)).eval()
     learned = {n.removeprefix("0/regressor."): t for n, t in bench.store.methods(first.key).items()}
@@ -62,32 +66,23 @@ def test_agreement_and_losses_are_what_a_plain_loop_finds(bench: Bench, store: P
             fitnets.hint_loss(regressor(output.features[0]), teacher.features[1]).item() for output in (early, late)
         ]
     entropy = [ce.cross_entropy(output.logits, labels).item() for output in (early, late)]
-    soft = kd.kd_loss(late.logits, teacher.logits).item()
-    assert first.kept.stage_losses == pytest.approx((entropy[0] + 10 * hints[0],), rel=1e-4)
-    assert second.kept.stage_losses == pytest.approx(
-        (entropy[1] + 10 * hints[1], 0.1 * entropy[1] + 0.9 * soft), rel=1e-4
-    )
+    soft = kd.kd_loss(late.logits, teacher.logits, 4.0).item()
+    assert first.stage_losses == pytest.approx((entropy[0] + 10 * hints[0],), rel=1e-4)
+    assert second.stage_losses == pytest.approx((entropy[1] + 10 * hints[1], 0.1 * entropy[1] + 0.9 * soft), rel=1e-4)
     assert hints[0] != pytest.approx(hints[1], rel=1e-3)
 
 
 def test_from_the_store_the_same_is_said(bench: Bench, store: Path) -> None:
-    trained, found = (
-        pipeline.run("kd>rkd>fitnets weighting=tcp", seed=4, epochs=1, store=store, **SMALL)  # type: ignore[arg-type]
-        for _ in range(2)
-    )
+    trained, found = (small.run("kd>rkd>fitnets weighting=tcp", store, seed=4, **SMALL) for _ in range(2))
     assert [s.trained for s in (*trained.stages, *found.stages)] == [True] * 3 + [False] * 3
-    assert [s.kept for s in trained.stages] == [s.kept for s in found.stages]
-    assert [len(s.kept.stage_losses) for s in found.stages] == [1, 2, 3]
+    assert [replace(s, trained=False) for s in trained.stages] == list(found.stages)
+    assert [len(s.stage_losses) for s in found.stages] == [1, 2, 3]
 
 
 def test_looking_changes_nothing(bench: Bench) -> None:
     student = fresh()
     before, state = copy.deepcopy(student.state_dict()), torch.get_rng_state()
-    view = training.probe(student, bench.data)
-    parsed = recipe.parse("fitnets")
-    teacher = training.probe(bench.teacher.network, bench.data)
-    with torch.random.fork_rng():
-        terms = training.build_terms(parsed.stages[0], view, [teacher], {}, bench.data.train.labels)
+    terms = terms_of("fitnets", student, bench)
     term_before = copy.deepcopy(terms[0].method.state_dict())
     lineage = Lineage(Validation(bench.data, 50))
     kept = lineage.add(student, ce_weight=1, terms=terms, teachers={0: bench.teacher.network})
@@ -119,11 +114,7 @@ class Counting(nn.Module):
 
 def looked_at(bench: Bench, notation: str, teacher: nn.Module, validation: Validation) -> object:
     student = fresh()
-    stage = recipe.parse(notation).stages[0]
-    views = [training.probe(bench.teacher.network, bench.data)]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        terms = training.build_terms(stage, training.probe(student, bench.data), views, {}, bench.data.train.labels)
+    terms = terms_of(notation, student, bench)
     return Lineage(validation).add(student, ce_weight=1, terms=terms, teachers={0: teacher})
 
 

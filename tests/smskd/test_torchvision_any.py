@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 import torchvision.models
+import yaml
 from torch import nn
 
-from reports.recipe_file import recipe_yaml
-from search import config
-from smskd import anchor, models, pairs, pipeline, train
+from smskd import anchor, models, pairs, train
 from smskd.data import load
+from smskd.experiment import Experiment
+from smskd.job import code_digest
 from smskd.models.torchvision_any import Recorded
+from smskd.recipe import Stage
 from smskd.teacher import Teacher, read_weights
+from smskd.training import Training
 
 # name -> side of the images, channels of each feature map with its side, place of the hint, length of the embedding
 SAMPLE: dict[str, tuple[int, list[tuple[int, int]], int, int]] = {
@@ -132,8 +134,8 @@ def test_a_teacher_has_the_hint_of_a_network_without_stages_and_runs_live() -> N
     index = torch.arange(3)
     alone = teacher(index, index * 0, images, frozenset({"hint"}))
     whole = teacher(index, index * 0, images, frozenset({"features"}))
-    assert torch.equal(alone.hint, whole.hint)
-    assert torch.equal(teacher.part(frozenset({"hint"}))(images), whole.hint)
+    assert torch.equal(alone.map(0), whole.map(0))
+    assert torch.equal(teacher.part(frozenset({"hint"}))(images), whole.map(0))
 
 
 # --- the pair
@@ -143,18 +145,21 @@ def test_a_pair_of_models_has_the_settings_of_imagenet() -> None:
     pair = pairs.choose(None, "resnet34", "mobilenet_v3_small")
     assert pair.name == "resnet34_mobilenet_v3_small"
     assert (pair.teacher.name, pair.student.name) == ("torchvision/resnet34", "torchvision/mobilenet_v3_small")
-    schedule = pair.student_schedule
-    assert (schedule.batch_size, schedule.learning_rate, schedule.momentum) == (64, 0.1, 0.9)
-    assert (schedule.weight_decay, schedule.nesterov, schedule.schedule) == (1e-4, False, "step")
-    assert (pair.epochs, pair.teacher_epochs, pair.min_size) == (30, 90, 32)
+    made = Experiment(teacher_model="resnet34", student_model="mobilenet_v3_small")
+    student = Stage(methods=("kd",)).training(made.defaults)
+    assert student == replace(Training(), ce=0.1)
+    assert (student.batch_size, student.learning_rate, student.momentum) == (64, 0.1, 0.9)
+    assert (student.weight_decay, student.nesterov, student.schedule) == (1e-4, False, "step")
+    assert made.teacher_training == replace(student, epochs=90, ce=1.0)
+    assert (student.epochs, pair.min_size) == (30, 32)
     assert pairs.choose(None, None, None).name == "tiny"
 
 
 def test_a_name_that_the_table_has_is_another_pair() -> None:
     made = pairs.choose(None, "vgg19", "resnet18")
-    assert made.name not in pairs.PAIRS
+    assert made.name not in pairs.available()
     assert pairs.get("vgg19_resnet18").student.name != made.student.name
-    assert pipeline.code_digest("resnet18", ()) != pipeline.code_digest(made.student.name, ())
+    assert code_digest(pairs.network("resnet18"), ()) != code_digest(made.student, ())
 
 
 @pytest.mark.parametrize(
@@ -198,19 +203,15 @@ def test_the_smallest_size_is_the_smallest_that_works(name: str) -> None:
         network(torch.randn(2, 3, side - 1, side - 1))
 
 
-def test_a_search_takes_models_and_its_best_recipe_too_and_old_folders_stay(tmp_path: Path) -> None:
-    words = ["teacher_model=resnet34", "student_model=resnet18", "data=folder", "data_dir=x", "image_size=64"]
-    one = config.parse(words)
-    assert one.networks.student.name == "torchvision/resnet18"
-    assert "resnet34_resnet18" in one.folder.name
-    wanted: dict[str, Any] = {"pair": "resnet34_resnet18", "teacher_model": "resnet34", "student_model": "resnet18"}
-    assert wanted.items() <= one.pipeline.items()
-    row: dict[str, Any] = {"recipe": "kd", "pair": one.pair, "epochs": 1, "teachers": 1}
-    row |= {key: getattr(one, key) for key in ("anchor", "weighting", "lambda_base")}
-    (tmp_path / "best.yaml").write_text(recipe_yaml(row, dataclasses.asdict(one), seed=0))
-    again, _ = train._read([f"recipe={tmp_path / 'best.yaml'}"])
-    assert (again.teacher_model, again.student_model, again.image_size) == ("resnet34", "resnet18", 64)
-    assert not {"teacher_model", "student_model"} & set(config.parse([]).identity)
-    assert config.parse([]).pair == "tiny"
+def test_an_experiment_takes_models_and_its_best_recipe_too(tmp_path: Path) -> None:
+    words = {"teacher_model": "resnet34", "student_model": "resnet18", "data": "folder", "data_dir": "x"}
+    one = Experiment(**words, image_size=64)
+    assert one.networks.student.name == "torchvision/resnet18" and one.pair == "resnet34_resnet18"
+    assert one.to_dict() == words | {"image_size": 64}
+    (tmp_path / "best.yaml").write_text(yaml.safe_dump({"recipe": "kd"} | one.to_dict() | {"seed": 0}))
+    _, again, _ = train._read([f"recipe={tmp_path / 'best.yaml'}"])
+    assert again == one
+    assert not {"teacher_model", "student_model"} & set(Experiment().to_dict())
+    assert Experiment().pair == "tiny"
     with pytest.raises(ValueError, match="leave pair=tiny out"):
-        config.parse([*words, "pair=tiny"])
+        Experiment(**words, image_size=64, pair="tiny")
