@@ -86,7 +86,7 @@ def share_outside(points: np.ndarray, box: Box) -> float:
 def over_budget(
     results: pd.DataFrame, cost_name: str, box: Box, *, infeasible: Collection[str] = (), seed: int = 0
 ) -> pd.DataFrame:
-    """How the hypervolume of one pair's search grew: one row per recipe told, in order of `place`.
+    """How the hypervolume of one pair's search grew: one row per recipe told, in order of `position`.
 
     results: a table of results; its search rows are read. cost_name: `flops`, `seconds`, `params` or `latency`, the
     cost of the box. infeasible: ids of recipes that cost but don't count. seed: of the redrawn means.
@@ -103,7 +103,8 @@ def over_budget(
         raise ValueError(f"one pair must be given, but there are {', '.join(sorted(results['pair'].unique()))}")
     search = results[results["phase"] == "search"]
     spent = "spent_flops" if cost_name == "flops" else "spent_seconds"
-    told = search.groupby("recipe_id").agg(place=("place", "max"), spent=(spent, "sum")).sort_values("place")
+    told = search.groupby("recipe_id").agg(position=("position", "max"), spent=(spent, "sum"))
+    told = told.sort_values("position")
     finished = ((search["status"] == "complete") & search["val_accuracy"].notna()).groupby(search["recipe_id"])
     counts = finished.transform("all").astype("bool") & ~search["recipe_id"].isin(infeasible)
     by_recipe = search[counts].groupby("recipe_id")

@@ -16,13 +16,14 @@ import yaml
 
 from reports.front import COSTS, objectives, summarise, winner
 from reports.gains import baseline, gains
+from reports.load import Run, get
+from reports.naming import alike, display, named, settings_text
 from reports.results import read_json, write_atomically
 from reports.statistics import pooled_sd, sampling_half_width
 from reports.tables import Grid, markdown_grid, markdown_text
-from reports.text import NONE, cost_text, display, duration, known, number, percent, plural, points, settings, when
+from reports.text import NONE, NOT, cost_text, duration, known, number, percent, plural, points, when
 
 NAME = "MODEL_CARD.md"
-_NOT = "not recorded"
 _FILES = {
     "student.safetensors": "the weights",
     "student.json": "what it takes to load them",
@@ -52,22 +53,19 @@ print(logits.argmax(dim=1))
 """
 
 
-def card(
-    results: pd.DataFrame, info: Mapping[str, Any], student: Mapping[str, Any] | None, files: Mapping[str, str | None]
-) -> str | None:
+def card(run: Run, student: Mapping[str, Any] | None, files: Mapping[str, str | None]) -> str | None:
     """The card of a run's winner as Markdown, every text escaped; None where no recipe has finished.
 
     Args:
-        results: the table of results.
-        info: run.json.
+        run: its table and run.json.
         student: student.json; None if there is none.
         files: names of the run folder's files, best.yaml's with its text.
 
     Raises:
         ValueError: as reports.front.summarise.
     """
-    costs, limits = objectives(info)
-    summary = summarise(results, costs, limits)
+    results, info = run.table, run.info
+    summary = named(summarise(results, *objectives(info)), results)
     best = winner(summary)
     if best is None:
         return None
@@ -78,7 +76,7 @@ def card(
         f"# {_md(name)}, distilled on {_md(_get(info, 'dataset', 'name'))}",
         f"A classifier of images: {_md(name)} ({_count(info, 'student', 'params')} parameters), distilled from "
         f"{_md(_get(info, 'teacher', 'name'))} ({_count(info, 'teacher', 'params')} parameters) by the recipe "
-        f"{_md(display(row['recipe']))}, the best on validation of {plural(len(summary), 'recipe')}."
+        f"{_md(display(row['methods']))}, the best on validation of {plural(len(summary), 'recipe')}."
         + ("" if info.get("finished") else " **The search hasn't finished: this card is of what it had.**"),
         *_details(info, row, student, files),
         *_use(info, student),
@@ -127,15 +125,15 @@ def _details(
     lines = [
         f"- student: {_md(_get(info, 'student', 'name'))}, {_count(info, 'student', 'params')} parameters",
         f"- teacher: {_md(_get(info, 'teacher', 'name'))}, {_count(info, 'teacher', 'params')} parameters, "
-        f"{_md(_get(info, 'teacher', 'source'))}, {percent(_number(info, 'teacher', 'val_accuracy'))} % on validation",
+        f"{_md(_get(info, 'teacher', 'source'))}, {percent(get(info, 'teacher', 'val_accuracy'))} % on validation",
         f"- images: {_md(_shape(info))}",
-        f"- method: sequential multi-stage knowledge distillation (arXiv 2601.15657), {_md(settings(row))}",
+        f"- method: sequential multi-stage knowledge distillation (arXiv 2601.15657), {_md(row['anchoring'])}",
         "- licence: none is stated here; the program's is MIT, the weights also depend on the data's terms",
     ]
     if student is None:
         lines.append("- weights: none are in this folder, since the store of stages doesn't hold them any more")
     else:
-        seed, accuracy = student.get("seed", _NOT), percent(student.get("val_accuracy"))
+        seed, accuracy = student.get("seed", NOT), percent(student.get("val_accuracy"))
         lines.append(
             f"- weights: of the training with seed {_md(str(seed))}, the best of this recipe's on validation "
             f"({accuracy} %): that number flatters"
@@ -173,11 +171,13 @@ def _training(results: pd.DataFrame, info: Mapping[str, Any], row: Any, files: M
         "## Training data",
         f"{_md(_get(info, 'dataset', 'name'))}: {_count(info, 'dataset', 'train')} training, "
         f"{_count(info, 'dataset', 'validation')} validation and {_count(info, 'dataset', 'test')} test images of "
-        f"{_md(str(data.get('classes', _NOT)))} classes. Validation is carved from the training part, stratified, "
-        f"always in the same way; fingerprint `{_code(data.get('fingerprint', _NOT))}`.",
+        f"{_md(str(data.get('classes', NOT)))} classes. Validation is carved from the training part, stratified, "
+        f"always in the same way; fingerprint `{_code(data.get('fingerprint', NOT))}`.",
         "## Training procedure",
-        f"{plural(int(row['n_stages']), 'stage')}, {plural(int(row['total_epochs']), 'epoch')} in all: "
-        f"{_md(display(row['recipe']))}; {_md(settings(row))}. Accuracy is the last epoch's, never the best one's.",
+        f"{plural(int(row['n_stages']), 'stage')}, {plural(int(row['epochs_total']), 'epoch')} in all: "
+        f"{_md('; '.join(filter(None, (display(row['methods']), row['anchoring'], row['settings']))))}. "
+        f"All recipes of the run have: {_md(settings_text(alike(results, info)))}; what isn't told is at its default. "
+        "Accuracy is the last epoch's, never the best one's.",
     ]
     if text:
         parts.append(_fenced(text, "yaml"))
@@ -212,7 +212,7 @@ def _evaluation(
         notes.append("The search had one seed a recipe, so that there is no interval on validation.")
     if tested and not known(row["test_half_width"]):
         notes.append("There was one fresh seed, so that there is no interval on test.")
-    images = _number(info, "dataset", "test")
+    images = get(info, "dataset", "test")
     if tested and images:
         half = 100 * sampling_half_width(float(row["test_accuracy"]), int(images))
         notes.append(
@@ -236,10 +236,10 @@ def _evaluation(
     if one is not None and base is not None:
         by_id = _by_id(summary)
         p = "" if one.adjusted is None else f", Holm's p {one.adjusted:.3f}"
-        longer = int(row["total_epochs"]) - int(by_id[base]["total_epochs"])
+        longer = int(row["epochs_total"]) - int(by_id[base]["epochs_total"])
         more = f" It was trained for {plural(longer, 'epoch')} more." if longer > 0 else ""
         out.append(
-            f"Gain over {_md(display(by_id[base]['recipe']))} on {one.split}: {_md(points(one.gain))} points "
+            f"Gain over {_md(by_id[base]['name'])} on {one.split}: {_md(points(one.gain))} points "
             f"({plural(one.gain.pairs, 'seed')} in pairs{p}): {one.verdict}.{more}"
         )
     return out
@@ -252,8 +252,8 @@ def _chosen(results: pd.DataFrame, info: Mapping[str, Any], summary: pd.DataFram
     allowed = int(summary["feasible"].sum())
     text = (
         f"By the highest mean accuracy on validation, of {plural(allowed, 'candidate')}, each trained with "
-        f"{_seeds(summary)}: the space `{_code(config.get('space', _NOT))}`, sampler "
-        f"`{_code(info.get('sampler') or config.get('sampler') or _NOT)}`."
+        f"{_seeds(summary)}: the space `{_code(config.get('space', NOT))}`, sampler "
+        f"`{_code(info.get('sampler') or config.get('sampler') or NOT)}`."
     )
     if allowed < len(summary):
         text += f" {plural(len(summary) - allowed, 'other recipe')} broke a limit of the run."
@@ -270,8 +270,8 @@ def _chosen(results: pd.DataFrame, info: Mapping[str, Any], summary: pd.DataFram
             f" Trainings of one recipe differ by a standard deviation of {100 * spread.sd:.2f} points on validation."
         )
     front = int(summary["front"].sum())
-    place = f" and is {row['letter']} of {plural(front, 'member')} of the front" if row["letter"] else ""
-    return ["## How it was chosen", f"{text} The winner costs {_md(cost_text(_cost(info), row['cost']))}{place}."]
+    member = f" and is {row['letter']} of {plural(front, 'member')} of the front" if row["letter"] else ""
+    return ["## How it was chosen", f"{text} The winner costs {_md(cost_text(_cost(info), row['cost']))}{member}."]
 
 
 def _limitations(info: Mapping[str, Any], row: Any) -> list[str]:
@@ -294,15 +294,15 @@ def _provenance(info: Mapping[str, Any], student: Mapping[str, Any] | None) -> l
     versions = versions if isinstance(versions, Mapping) else {}
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [
-        f"- program: commit `{_code(info.get('commit') or _NOT)}` (a plus: with changes)",
-        f"- versions: {_md(listed or _NOT)}",
-        f"- machine: {_md(machine.get('cpu', _NOT))}, {_md(machine.get('cores', _NOT))} cores, "
+        f"- program: commit `{_code(info.get('commit') or NOT)}` (a plus: with changes)",
+        f"- versions: {_md(listed or NOT)}",
+        f"- machine: {_md(machine.get('cpu', NOT))}, {_md(machine.get('cores', NOT))} cores, "
         f"GPUs: {_md(', '.join(map(str, machine.get('gpus') or [])) or 'none')}",
-        f"- teacher's digest: `{_code(info['teacher'].get('digest', _NOT))}`",
+        f"- teacher's digest: `{_code(info['teacher'].get('digest', NOT))}`",
         f"- finished: {_md(when(info['finished']) if info.get('finished') else 'not yet')}",
     ]
     if student is not None:
-        lines.insert(1, f"- stage in the store: `{_code(student.get('key', _NOT))}`")
+        lines.insert(1, f"- stage in the store: `{_code(student.get('key', NOT))}`")
     return ["## Provenance", "\n".join(lines)]
 
 
@@ -311,24 +311,18 @@ def _by_id(summary: pd.DataFrame) -> dict[str, dict[Any, Any]]:
 
 
 def _get(info: Mapping[str, Any], part: str, key: str) -> str:
-    value = info[part].get(key)
-    return _NOT if value is None else str(value)
-
-
-def _number(info: Mapping[str, Any], part: str, key: str) -> float | None:
-    value = info[part].get(key)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return str(info[part].get(key) or NOT)
 
 
 def _count(info: Mapping[str, Any], part: str, key: str) -> str:
-    value = _number(info, part, key)
+    value = get(info, part, key)
     return NONE if value is None else f"{int(value):,}" if value < 1e6 else f"{number(value / 1e6)} M"
 
 
 def _shape(info: Mapping[str, Any]) -> str:
     data = info["dataset"]
     shape = [data.get(name) for name in ("channels", "height", "width")]
-    return _NOT if None in shape else f"{shape[0]} x {shape[1]} x {shape[2]} (channels, height, width)"
+    return NOT if None in shape else f"{shape[0]} x {shape[1]} x {shape[2]} (channels, height, width)"
 
 
 def _cost(info: Mapping[str, Any]) -> str:
@@ -346,7 +340,7 @@ def _md(text: object) -> str:
 
 def _code(text: object) -> str:
     """A text between single backticks, of which it has none."""
-    return re.sub(r"[`\s\x00-\x1f\x7f]+", " ", str(text)).strip() or _NOT
+    return re.sub(r"[`\s\x00-\x1f\x7f]+", " ", str(text)).strip() or NOT
 
 
 def _fenced(text: str, language: str) -> str:
@@ -356,25 +350,25 @@ def _fenced(text: str, language: str) -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-def write(run: Path, results: pd.DataFrame, info: Mapping[str, Any]) -> None:
-    """Write the card into a run folder, whole or not at all; where nothing has finished there is none.
+def write(folder: Path, run: Run) -> None:
+    """Write the card into the run's folder, whole or not at all; where nothing has finished there is none.
 
     Raises:
         ValueError: student.json is damaged.
     """
-    files: dict[str, str | None] = {path.name: None for path in run.iterdir() if path.is_file()}
+    files: dict[str, str | None] = {path.name: None for path in folder.iterdir() if path.is_file()}
     student = None
     if "best.yaml" in files:
-        files["best.yaml"] = (run / "best.yaml").read_text(encoding="utf-8", errors="replace")
+        files["best.yaml"] = (folder / "best.yaml").read_text(encoding="utf-8", errors="replace")
     if {"student.json", "student.safetensors"} <= files.keys():
         try:
-            student = read_json(run / "student.json")
+            student = read_json(folder / "student.json")
         except ValueError as error:
             raise ValueError(
-                f"{run / 'student.json'} is damaged ({error}); run the same search command again: it writes it anew"
+                f"{folder / 'student.json'} is damaged ({error}); run the same search command again: it writes it anew"
             ) from None
-    text = card(results, info, student if isinstance(student, Mapping) else None, files)
+    text = card(run, student if isinstance(student, Mapping) else None, files)
     if text is None:
-        (run / NAME).unlink(missing_ok=True)
+        (folder / NAME).unlink(missing_ok=True)
     else:
-        write_atomically(run / NAME, text.encode("utf-8", errors="replace"))
+        write_atomically(folder / NAME, text.encode("utf-8", errors="replace"))

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from reports.gains import LEVEL, SPLITS, Over, gains, p_text
-from reports.recipes import Row, label_of, name_of
+from reports.naming import Row, display
+from reports.recipes import label_of
 from reports.statistics import Pooled, detectable_difference, pooled_sd
 from reports.text import known, plural, points
 
@@ -38,7 +39,7 @@ def entries(results: pd.DataFrame, summary: pd.DataFrame, rows: Mapping[str, Row
 
     rows: of the summary, by id.
     """
-    order = {recipe_id: place for place, recipe_id in enumerate(rows)}
+    order = {recipe_id: index for index, recipe_id in enumerate(rows)}
     found = gains(results, summary)
     return [_entry(rows[one.recipe_id], one) for one in sorted(found, key=lambda one: -order[one.recipe_id])]
 
@@ -82,12 +83,13 @@ def notes(
     out = {"name": "the baseline", "missing": "", "figure": "", "table": ""}
     if base is None:
         return out | {"missing": "No recipe of one stage has finished, so there is no baseline to take gains over."}
-    name = f"1-stage {name_of(base)}"
+    name = f"1-stage {display(base['methods'])}"
     if not found:
         alone = "The baseline is the front by itself" if sum(bool(r["letter"]) for r in rows) else "There is no front"
         others = any(row["letter"] and row["recipe_id"] != base["recipe_id"] for row in rows)
         why = "No front member shares a seed with the baseline" if others else alone
         return out | {"name": name, "missing": f"{why}, so there is no gain over {name} to show."}
+    set_so = f"Baseline: {base['settings']}. " if base["settings"] else ""
     splits = {gain["split"] for gain in found}
     bars = (
         "bars: 95 % t intervals of the differences"
@@ -101,11 +103,11 @@ def notes(
         if (gain := next((g for g in found if g["split"] == split and g["family"]), None))
     )
     holm_over = f"p: paired t test, by Holm over the recipes compared ({families}). " if families else ""
-    lengths = sorted({int(row["total_epochs"]) for row in rows if row["letter"]})
+    lengths = sorted({int(row["epochs_total"]) for row in rows if row["letter"]})
     budget = ""
-    if lengths != [int(base["total_epochs"])]:
+    if lengths != [int(base["epochs_total"])]:
         budget = (
-            f"The baseline trains for {plural(base['total_epochs'], 'epoch')}, the front for "
+            f"The baseline trains for {plural(base['epochs_total'], 'epoch')}, the front for "
             f"{', '.join(map(str, lengths))}: a gain may come from longer training as well as from the stages. "
         )
     untested = ""
@@ -114,7 +116,7 @@ def notes(
     power = f"Smallest difference of two recipes seen with 80 % power: {'; '.join(map(str, seen))}." if seen else ""
     return out | {
         "name": name,
-        "figure": f"{kinds}{bars}. Green: above 0 with Holm's p < {LEVEL:g}. Grey: ±{INDIFFERENCE:g} points, "
+        "figure": f"{set_so}{kinds}{bars}. Green: above 0 with Holm's p < {LEVEL:g}. Grey: ±{INDIFFERENCE:g} points, "
         "which make no difference in practice (our choice, the same for every run).",
         "table": f"Differences seed by seed. {holm_over}P(A > B): share of the seeds on which the recipe is better, "
         f"ties half. {budget}{untested}{power}",
@@ -129,7 +131,7 @@ def _entry(row: Row, one: Over) -> dict[str, Any]:
     return {
         "id": row["recipe_id"],
         "letter": row["letter"],
-        "name": name_of(row),
+        "name": row["name"],
         "label": label_of(row),
         "split": one.split,
         "gain": 100 * gain.mean,

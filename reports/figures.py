@@ -274,7 +274,7 @@ def importance(*, factors: Sequence[str], objectives: Sequence[str]) -> dict[str
             "factor:N",
             sort=list(factors),
             title=None,
-            axis=alt.Axis(grid=False, labelColor="var(--text)", labelFontSize=12, labelLimit=110),
+            axis=alt.Axis(grid=False, labelColor="var(--text)", labelFontSize=12, labelLimit=150),
             scale=alt.Scale(paddingInner=0.35, paddingOuter=0.2),
         ),
         alt.YOffset("objective:N", sort=list(objectives), scale=alt.Scale(paddingInner=0.1)),

@@ -19,21 +19,11 @@ COSTS = {"flops": "train_flops", "seconds": "device_seconds", "params": "params"
 LIMITS = {"params": "params", "latency_ms": "latency_ms", "flops": "train_flops"}
 Limits = Mapping[str, float | None]
 NO_LIMITS: Limits = MappingProxyType({})
-_SAME = ["recipe", "pair", "weighting", "lambda_base", "anchor", "teachers", "n_stages", "epochs", "total_epochs"]
 _MEANS = ["train_flops", "device_seconds", "params", "latency_ms"]
+_SAME = ["recipe", "methods", "pair", "epochs_total", "n_stages"]
+_SAME += ["anchor", "weighting", "lambda_base", "anchor_temperature", "teachers"]
 SUMMARY = [
-    *(
-        "recipe",
-        "recipe_id",
-        "pair",
-        "weighting",
-        "lambda_base",
-        "anchor",
-        "teachers",
-        "n_stages",
-        "epochs",
-        "total_epochs",
-    ),
+    *("recipe", "recipe_id", *_SAME[1:]),
     *("seeds", "val_accuracy", "val_half_width", "val_sd", *_MEANS, "cost", "feasible", "front", "letter"),
     *("test_accuracy", "test_half_width", "test_sd", "confirm_seeds", "holds"),
 ]
@@ -61,14 +51,13 @@ def nondominated(points: np.ndarray) -> np.ndarray:
 
 def objectives(info: Mapping[str, Any]) -> tuple[list[str], dict[str, float | None]]:
     """The costs of a run.json, the first one first, and its limits; as `summarise` takes them."""
-    return list(info.get("objectives", ["error", info["config"].get("cost", "flops")]))[1:], dict(
-        info.get("limits", {})
-    )
+    return info["objectives"][1:], info.get("limits", {})
 
 
 def summarise(results: pd.DataFrame, costs: Sequence[str], limits: Limits = NO_LIMITS) -> pd.DataFrame:
     """One row per recipe whose search rows are all complete, sorted by cost, then recipe_id; columns as in SUMMARY.
 
+    After them come the settings of the table.
     Accuracies are means over seeds, as fractions. *_half_width: of the 95 % t interval with the standard deviation
     pooled over recipes, null where no recipe has two seeds. *_sd: the recipe's own. cost: the mean of the first cost.
     feasible: no mean is above its limit. front: feasible, and non-dominated among these in 1 - val_accuracy and every
@@ -90,7 +79,8 @@ def summarise(results: pd.DataFrame, costs: Sequence[str], limits: Limits = NO_L
     search = _complete(results[results["phase"] == "search"])
     by_recipe = search.groupby("recipe_id", sort=True)
     accuracy = _accuracy(search, "val_accuracy", "val", "seeds")
-    out = by_recipe[_SAME].first().join(accuracy).join(by_recipe[_MEANS].mean())
+    settings = results_module.setting_columns(results)
+    out = by_recipe[[*_SAME, *settings]].first().join(accuracy).join(by_recipe[_MEANS].mean())
     columns = [COSTS[cost] for cost in costs]
     needed = {COSTS[cost]: f"cost={cost}" for cost in reversed(costs)}
     needed |= {column: f"max_{name}=" for name, column in LIMITS.items() if column in bounds}
@@ -117,7 +107,7 @@ def summarise(results: pd.DataFrame, costs: Sequence[str], limits: Limits = NO_L
     tested = out["test_accuracy"].notna()
     out["holds"] = pd.Series(pd.NA, index=out.index, dtype="boolean")
     out.loc[tested, "holds"] = nondominated(_points(out[tested], "test_accuracy", columns))
-    return out.astype({"seeds": "int64", "feasible": "bool", "front": "bool", "letter": "str"})[SUMMARY]
+    return out.astype({"seeds": "int64", "feasible": "bool", "front": "bool", "letter": "str"})[[*SUMMARY, *settings]]
 
 
 def winner(summary: pd.DataFrame) -> str | None:
@@ -135,7 +125,7 @@ def winner(summary: pd.DataFrame) -> str | None:
 def write_front(summary: pd.DataFrame, path: Path) -> None:
     """Write the front members, in order of cost, as CSV; the letter and the recipe come first."""
     first = ["letter", "recipe", "recipe_id"]
-    members = summary.loc[summary["front"], first + [name for name in SUMMARY if name not in first]]
+    members = summary.loc[summary["front"], first + [name for name in summary.columns if name not in first]]
     results_module.write_atomically(path, members.to_csv(index=False, lineterminator="\n").encode())
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import pandas as pd
 
 from reports.front import COSTS, objectives, summarise, winner
+from reports.load import Run
+from reports.naming import display, named
 from reports.results import write_atomically
 from reports.statistics import Gain, front_probability, holm, paired_gain, pooled_sd
 from reports.tables import Grid, Table, latex, markdown
-from reports.text import NONE, cost_text, display, known, percent, plural, points, settings
+from reports.text import NONE, cost_text, known, percent, plural, points
 
 SPLITS = {"test": ("confirm", "test_accuracy"), "validation": ("search", "val_accuracy")}
 LEVEL = 0.05
@@ -39,10 +41,12 @@ class Over:
 
 
 def baseline(summary: pd.DataFrame) -> str | None:
-    """What gains are over: the recipe of one stage of `kd`, else the cheapest of one stage; None if there is none."""
-    single = summary[summary["n_stages"] == 1]
-    of_kd = single[single["recipe"] == "kd"]
-    ids = (of_kd if len(of_kd) else single)["recipe_id"].tolist()
+    """The id of what gains are over: of the recipes of one stage of `kd` the one with the shortest line, so with the
+    fewest settings, then the cheapest; without them the cheapest of one stage. None if there is none of one stage."""
+    single = summary[summary["n_stages"] == 1].sort_values(["cost", "recipe_id"])
+    of_kd = single[single["methods"] == "kd"]
+    shortest = of_kd.sort_values("recipe", key=lambda lines: lines.str.len(), kind="stable")
+    ids = (shortest if len(of_kd) else single)["recipe_id"].tolist()
     return str(ids[0]) if ids else None
 
 
@@ -90,14 +94,16 @@ def on_front(results: pd.DataFrame, summary: pd.DataFrame, costs: Sequence[str])
     return dict(zip(allowed["recipe_id"], found.tolist(), strict=True))
 
 
-def table(results: pd.DataFrame, info: Mapping[str, Any]) -> Table:
-    """The front with the baseline, and the gains. info: run.json.
+def table(run: Run) -> Table:
+    """The front with the baseline, and the gains.
 
     Raises:
         ValueError: as reports.front.summarise.
     """
+    results, info = run.table, run.info
     costs, limits = objectives(info)
-    summary = summarise(results, costs, limits)
+    summary = named(summarise(results, costs, limits), results)
+    told = bool((summary["settings"] != "").any())
     by_id = summary.set_index("recipe_id", drop=False)
     base, best = baseline(summary), winner(summary)
     chances = on_front(results, summary, costs)
@@ -110,8 +116,9 @@ def table(results: pd.DataFrame, info: Mapping[str, Any]) -> Table:
         rows.append(
             (
                 row["letter"] or NONE,
-                display(row["recipe"]) + (f" ({', '.join(marks)})" if marks else ""),
-                settings(row) + (f", {row['teachers']} teachers" if row["teachers"] > 1 else ""),
+                display(row["methods"]) + (f" ({', '.join(marks)})" if marks else ""),
+                *((row["settings"] or NONE,) * told),
+                row["anchoring"],
                 percent(row["val_accuracy"], row["val_half_width"]),
                 str(row["seeds"]),
                 f"{chances[of]:.2f}" if of in chances else NONE,
@@ -123,7 +130,7 @@ def table(results: pd.DataFrame, info: Mapping[str, Any]) -> Table:
     compared = [
         (
             str(by_id.loc[one.recipe_id, "letter"]),
-            display(str(by_id.loc[one.recipe_id, "recipe"])),
+            str(by_id.loc[one.recipe_id, "name"]),
             one.split,
             points(one.gain),
             str(one.gain.pairs),
@@ -134,17 +141,18 @@ def table(results: pd.DataFrame, info: Mapping[str, Any]) -> Table:
         )
         for one in judged
     ]
-    over = "" if base is None else f" over {display(str(by_id.loc[base, 'recipe']))}, in points"
+    over = "" if base is None else f" over {by_id['name'][base]}, in points"
     return Table(
         title=f"{info['teacher'].get('name', NONE)} → {info['student'].get('name', NONE)} on "
         f"{info['dataset'].get('name', NONE)}: the front",
         head=_head(results, summary, info),
         measured=Grid(
             header=(
-                *("", "recipe", "anchor", "validation, %", "seeds", "P(front)", "test, %", "fresh seeds", "held"),
+                *("", "recipe", *(("settings",) * told), "anchor", "validation, %", "seeds", "P(front)"),
+                *("test, %", "fresh seeds", "held"),
                 *(_COST_NAMES[cost] for cost in costs),
             ),
-            align="lppr" + "rrrrl" + "r" * len(costs),
+            align="lp" + "p" * told + "pr" + "rrrrl" + "r" * len(costs),
             rows=tuple(rows),
         ),
         claims=Grid(
@@ -200,8 +208,8 @@ def _remarks(judged: Sequence[Over], chances: bool) -> tuple[str, ...]:
     return tuple(marks)
 
 
-def write(run: Path, results: pd.DataFrame, info: Mapping[str, Any]) -> None:
-    """Write tables.md and tables.tex into a run folder, each whole or not at all."""
-    made = table(results, info)
+def write(folder: Path, run: Run) -> None:
+    """Write tables.md and tables.tex into the run's folder, each whole or not at all."""
+    made = table(run)
     for name, text in (("tables.md", markdown("Tables of a run", [made])), ("tables.tex", latex([made]))):
-        write_atomically(run / name, text.encode("utf-8", errors="replace"))
+        write_atomically(folder / name, text.encode("utf-8", errors="replace"))

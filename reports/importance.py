@@ -17,18 +17,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reports.results import differing
 from reports.statistics import bootstrap_interval
+from reports.text import known
 
-ORDER = "stage order"
-# Factor as it is shown -> column of the summary.
-_COLUMNS = {
-    "stage count": "n_stages",
-    ORDER: "recipe",
-    "λ_base": "lambda_base",
-    "weighting": "weighting",
-    "anchor": "anchor",
-    "teachers": "teachers",
-}
+COUNT, ORDER = "stage count", "stage order"
+# Settings are shown under the name of their column, but for this one.
+_SHOWN = {"lambda_base": "λ_base"}
+# From this ratio of the largest value to the smallest on, a factor goes by its logarithm.
+_DECADE = 10
+# Cells of a full grid at most: a recipe stands in those of all levels of a factor that is idle in it.
+_CELLS = 10**5
 # Optuna's forest is Python: about 10 ms a tree of this depth. More recipes, trees or draws don't change what is seen.
 _FOREST_RECIPES, _TREES, _TREES_OF_A_DRAW, _DEPTH, _FOREST_DRAWS = 200, 12, 3, 5, 12
 
@@ -37,8 +36,9 @@ _FOREST_RECIPES, _TREES, _TREES_OF_A_DRAW, _DEPTH, _FOREST_DRAWS = 200, 12, 3, 5
 class Importance:
     """The share, 0 to 1, of an objective's variance that a factor explains.
 
-    factor: `stage count`, `stage order` (which methods in which order, given the count), `λ_base`, `weighting`,
-        `anchor` or `teachers`. objective: `error`, or the column of a cost.
+    factor: `stage count`, `stage order` (which methods in which order, given the count), or a setting that differs
+        between recipes, by the name of its column (`λ_base` for lambda_base).
+    objective: `error`, or the column of a cost.
     low, high: 95 %, from redrawn means; None where the spread is unknown, and for costs.
     method: `ANOVA` or `fANOVA`. recipes: how many it was computed from; a forest takes 200 at most, drawn at random.
     """
@@ -58,7 +58,7 @@ def importance(summary: pd.DataFrame, *, cost_columns: Sequence[str], draws: int
     summary: a row per recipe of one pair, as reports.front.summarise makes it. draws: of the means of all recipes, for
     the bars; a forest makes at most 12. The same summary gives the same numbers.
 
-    A factor without effect in a recipe (lambda in one of a single stage) stands for each of its values there.
+    A factor that is idle in a recipe (lambda in one of a single stage) stands for each of its values there.
 
     Raises:
         ValueError: a cost is missing for a recipe.
@@ -67,7 +67,7 @@ def importance(summary: pd.DataFrame, *, cost_columns: Sequence[str], draws: int
         if summary[column].isna().any():
             raise ValueError(f"importance needs {column} of every recipe, but {summary[column].isna().sum()} lack it")
     table = _table(summary)
-    factors = [name for name in _COLUMNS if name in table]
+    factors = list(map(str, table))
     grid = _grid(table)
     rng = np.random.default_rng(0)
     if grid is None and len(summary) > _FOREST_RECIPES:
@@ -108,25 +108,15 @@ def importance(summary: pd.DataFrame, *, cost_columns: Sequence[str], draws: int
 
 
 def _table(summary: pd.DataFrame) -> pd.DataFrame:
-    """The values of the factors that vary, a row per recipe; None where a factor has no effect."""
-    single = summary["n_stages"] == 1
-    unanchored = single | (summary["anchor"] == "none")
-    idle = {
-        "anchor": single,
-        "lambda_base": unanchored,
-        "weighting": unanchored | (summary["lambda_base"] == 0),
-    }
-    out = {}
-    for factor, column in _COLUMNS.items():
-        without = idle.get(column, single & False)
-        values = [None if no else value for value, no in zip(summary[column], without, strict=True)]
-        if factor == ORDER:
-            varies = summary.groupby("n_stages")["recipe"].nunique().max() > 1
-        else:
-            varies = len({value for value in values if value is not None}) > 1
-        if varies:
-            out[factor] = pd.Series(values, index=summary.index, dtype=object)
-    return pd.DataFrame(out, index=summary.index)
+    """The values of the factors that vary, a row per recipe; None where a factor is idle."""
+    out: dict[str, Any] = {}
+    if summary["n_stages"].nunique() > 1:
+        out[COUNT] = summary["n_stages"].tolist()
+    if summary.groupby("n_stages")["methods"].nunique().max() > 1:
+        out[ORDER] = summary["methods"].tolist()
+    for column in differing(summary):
+        out[_SHOWN.get(column, column)] = [value if known(value) else None for value in summary[column].tolist()]
+    return pd.DataFrame(out, index=summary.index, dtype=object)
 
 
 def _redrawable_error(summary: pd.DataFrame) -> np.ndarray | None:
@@ -145,19 +135,22 @@ def _grid(table: pd.DataFrame) -> pd.DataFrame | None:
 
     A recipe stands in the cells of all levels of a factor that has no effect in it.
     """
-    levels = {name: sorted(table[name].dropna().unique()) for name in table if name != "stage count"}
-    if ORDER not in levels and "stage count" in table:
-        levels["stage count"] = sorted(table["stage count"].unique())
-    cells = []
-    for row, values in enumerate(table[list(levels)].itertuples(index=False)):
-        own = [of if value is None else [value] for value, of in zip(values, levels.values(), strict=True)]
-        cells += [(row, *cell) for cell in itertools.product(*own)]
-    whole = math.prod(len(of) for of in levels.values())
-    if not len(cells) == whole == len({cell[1:] for cell in cells}):
+    levels = {name: sorted(table[name].dropna().unique()) for name in table if name != COUNT}
+    if ORDER not in levels and COUNT in table:
+        levels[COUNT] = sorted(table[COUNT].unique())
+    rows = [
+        [of if value is None else [value] for value, of in zip(values, levels.values(), strict=True)]
+        for values in table[list(levels)].itertuples(index=False)
+    ]
+    whole = math.prod(map(len, levels.values()))
+    if whole > _CELLS or sum(math.prod(map(len, own)) for own in rows) != whole:
+        return None
+    cells = [(row, *cell) for row, own in enumerate(rows) for cell in itertools.product(*own)]
+    if len({cell[1:] for cell in cells}) != whole:
         return None
     grid = pd.DataFrame(cells, columns=["row", *levels])
-    if "stage count" in table:
-        grid["stage count"] = table["stage count"].to_numpy()[grid["row"]]
+    if COUNT in table:
+        grid[COUNT] = table[COUNT].to_numpy()[grid["row"]]
     return grid.assign(**{str(name): pd.factorize(grid[name])[0] for name in table})
 
 
@@ -174,8 +167,8 @@ def _anova(grid: pd.DataFrame, factors: Sequence[str], values: np.ndarray) -> np
         return squares
 
     found = {factor: between(factor) for factor in factors}
-    if "stage count" in found and ORDER in found:  # an order has one count, so what counts explain is within it
-        found[ORDER] = found[ORDER] - found["stage count"]
+    if COUNT in found and ORDER in found:  # an order has one count, so what counts explain is within it
+        found[ORDER] = found[ORDER] - found[COUNT]
     shares: np.ndarray = np.column_stack([found[factor] for factor in factors]) / whole[:, None]
     clipped: np.ndarray = np.clip(shares, 0, 1)
     return clipped
@@ -186,8 +179,8 @@ def _forest(
 ) -> np.ndarray:
     """Shares [factors] by fANOVA, of values [recipes].
 
-    What has no effect in a recipe is drawn from the values of the others, as the padding of a space is, so that it
-    can't tell the forest anything; stages past the last likewise.
+    What is idle in a recipe is drawn from the values of the others, so that it can't tell the forest anything; stages
+    past the last likewise.
     """
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -195,7 +188,7 @@ def _forest(
     columns: dict[str, tuple[str, Sequence[Any]]] = {}
     for factor in factors:
         if factor == ORDER:
-            stages = [recipe.split(">") for recipe in table[ORDER]]
+            stages = [methods.split(">") for methods in table[ORDER]]
             for k in range(max(map(len, stages))):
                 columns[f"{ORDER} {k}"] = ORDER, [own[k] if k < len(own) else None for own in stages]
         else:
@@ -203,12 +196,12 @@ def _forest(
     params: dict[str, list[Any]] = {}
     distributions: dict[str, BaseDistribution] = {}
     for name, (_, found) in columns.items():
-        known = [value for value in found if value is not None]
-        filled = [known[rng.integers(len(known))] if value is None else value for value in found]
-        if isinstance(known[0], str):
-            distributions[name] = CategoricalDistribution(sorted(set(known)))
-        else:  # lambda is searched by its logarithm
-            logs = name == "λ_base" and min(known) > 0
+        there = [value for value in found if value is not None]
+        filled = [there[rng.integers(len(there))] if value is None else value for value in found]
+        if isinstance(there[0], str | bool):
+            distributions[name] = CategoricalDistribution(sorted(set(there)))
+        else:
+            logs = min(there) > 0 and max(there) >= _DECADE * min(there)
             filled = [math.log(value) if logs else float(value) for value in filled]
             distributions[name] = FloatDistribution(min(filled), max(filled))
         params[name] = filled

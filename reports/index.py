@@ -6,22 +6,22 @@ Reads the table of results and run.json of the whole search only.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from reports.front import NO_LIMITS, Limits, objectives, summarise, winner
-from reports.results import read_json
+from reports.gains import SPLITS
+from reports.load import get
+from reports.naming import Row, alike, named, settings_text
 from reports.statistics import Gain, half_width, paired_gain, pooled_sd
-from reports.text import MINUS, NONE, TIMES, display, duration, known, percent, plural, points, settings, when
+from reports.text import MINUS, NONE, NOT, TIMES, duration, known, percent, plural, points, when
 
 # In the column `pair` of the last row.
 MEAN = "mean over pairs"
-# epochs: of all stages together. gain: of the best recipe (chosen on validation) over the baseline, on `split`, with
-# its 95 % t interval. differences: what the gain is a mean of, seeds of a pair or pairs.
+# recipe, baseline: as they are shown. epochs: of all stages together. gain: of the best recipe (chosen on validation)
+# over the baseline, on `split`, with its 95 % t interval. differences: what the gain is a mean of, seeds or pairs.
 COLUMNS = {
     **{"pair": "str", "recipe": "str", "recipe_id": "str", "epochs": "Int64"},
     **{"baseline": "str", "baseline_id": "str", "baseline_epochs": "Int64"},
@@ -29,20 +29,8 @@ COLUMNS = {
     **{"confirm_seeds": "Int64", "test_accuracy": "float64", "test_half_width": "float64"},
     **{"split": "str", "gain": "float64", "gain_half_width": "float64", "differences": "Int64"},
 }
-# Of a pair: a folder has it.
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_SPLITS = {"test": ("confirm", "test_accuracy"), "validation": ("search", "val_accuracy")}
 # Of the forest, in units of its drawing.
 _LEFT, _RIGHT, _ROW = 210.0, 700.0, 34.0
-Row = Mapping[Any, Any]
-
-
-def is_several(run: Path) -> bool:
-    """Whether the folder's run.json is of several pairs."""
-    try:
-        return isinstance(read_json(run / "run.json")["config"]["pair"], list)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def table(
@@ -61,18 +49,19 @@ def table(
     rows, gains = [], []
     for pair in pairs:
         own = results[results["pair"] == pair]
-        summary = summarise(own, costs, limits)
+        summary = named(summarise(own, costs, limits), own)
         row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"pair": pair}
         found: dict[str, Gain] = {}
         chosen = winner(summary)
         if chosen is not None:
             by_id = summary.set_index("recipe_id", drop=False)
             best = by_id.loc[chosen]
-            row |= {key: best[key] for key in COLUMNS.keys() & set(summary.columns)} | {"epochs": best["total_epochs"]}
+            row |= {key: best[key] for key in COLUMNS.keys() & set(summary.columns)}
+            row |= {"recipe": best["name"], "epochs": best["epochs_total"]}
             base = _baseline(summary)
             if base is not None:
-                row |= {"baseline": by_id.loc[base, "recipe"], "baseline_id": base}
-                row |= {"baseline_epochs": by_id.loc[base, "total_epochs"]}
+                row |= {"baseline": by_id.loc[base, "name"], "baseline_id": base}
+                row |= {"baseline_epochs": by_id.loc[base, "epochs_total"]}
                 found = _gains(own, str(best["recipe_id"]), base)
         rows.append(row)
         gains.append(found)
@@ -99,33 +88,27 @@ def gain_text(row: Row) -> str:
     if row["recipe_id"] == row["baseline_id"]:
         return "it is the baseline itself"
     seeds = plural(int(row["differences"]), "seed")
-    return f"{_points(row)} points over {display(row['baseline'])} on {row['split']} ({seeds})"
+    return f"{_points(row)} points over {row['baseline']} on {row['split']} ({seeds})"
 
 
 def contents(results: pd.DataFrame, info: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that the index page shows. info: run.json of the whole.
 
     Raises:
-        ValueError: as `table`; or the pairs of run.json are not names.
+        ValueError: as `table`.
     """
-    config = info["config"]
-    names = config["pair"]
-    if not names or not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
-        raise ValueError(
-            f"pair in the config of run.json must be a list of names that folders have ({NAME.pattern}), but is "
-            f"{names!r}"
-        )
+    config, names = info["config"], info["experiment"]["pair"]
     costs, limits = objectives(info)
     rows: Sequence[Row] = table(results, names, costs, limits).to_dict("records")
     failed = int((results["status"] == "failed").sum())
-    opened_again = any(_get(info, name, "confirm", "reopened") is True for name in names)
+    opened_again = any(get(info, "pairs", name, "confirm", "reopened") is True for name in names)
     badges = [] if info.get("finished") else ["unfinished"]
     badges += [f"{failed} failed"] if failed else []
     badges += ["test opened again"] if opened_again else []
     complete = results[results["status"] == "complete"]
     spent, alone = duration(results["spent_seconds"].sum()), duration(complete["device_seconds"].sum())
     return {
-        "title": f"{plural(len(names), 'pair')}, {config.get('data')}, {config.get('space')}",
+        "title": f"{plural(len(names), 'pair')}, {info['experiment'].get('data')}, {config.get('space')}",
         "badges": badges,
         "counts": f"{info.get('recipes')} recipes over {plural(len(names), 'pair')} {TIMES} {info.get('seeds')} search "
         f"seeds; {spent} of training spent, {alone} without sharing first stages.",
@@ -137,7 +120,7 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any]) -> dict[str, Any]:
         "forest": forest(rows),
         "names": names,
         "recipes": _recipes(results, names, costs),
-        "provenance": _provenance(info),
+        "provenance": _provenance(results, info),
     }
 
 
@@ -163,13 +146,13 @@ def forest(rows: Sequence[Row]) -> dict[str, Any] | None:
         return float(round(_LEFT + share * (_RIGHT - _LEFT), 1))
 
     marks = []
-    for place, (row, gain, width) in enumerate(zip(drawn, gains, widths, strict=True)):
+    for index, (row, gain, width) in enumerate(zip(drawn, gains, widths, strict=True)):
         verdict = "unclear" if not width or abs(gain) <= width else "above" if gain > 0 else "below"
         marks.append(
             {
                 "name": row["pair"],
                 "mean": row["pair"] == MEAN,
-                "y": _ROW * (place + 0.5),
+                "y": _ROW * (index + 0.5),
                 "x": x(gain),
                 "low": x(gain - width),
                 "high": x(gain + width),
@@ -186,14 +169,14 @@ def forest(rows: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def _baseline(summary: pd.DataFrame) -> str | None:
-    alone = summary[summary["recipe"] == "ce"]
+    alone = summary[summary["methods"] == "ce"]
     # a limit is no bar to being compared with
     return winner((alone if len(alone) else summary[summary["n_stages"] == 1]).assign(feasible=True))
 
 
 def _gains(results: pd.DataFrame, best: str, base: str) -> dict[str, Gain]:
     found = {}
-    for split, (phase, column) in _SPLITS.items():
+    for split, (phase, column) in SPLITS.items():
         rows = results[(results["phase"] == phase) & (results["status"] == "complete") & results[column].notna()]
         ours, theirs = (
             dict(zip(own["seed"], own[column], strict=True))
@@ -215,15 +198,15 @@ def _points(row: Row) -> str:
 def _pair(row: Row, info: Mapping[str, Any]) -> dict[str, str]:
     """One pair as the page's table shows it."""
     name = row["pair"]
-    networks = [_get(info, name, part, "name") for part in ("teacher", "student")]
+    networks = [get(info, "pairs", name, part, "name") for part in ("teacher", "student")]
     return {
         "name": name,
         "networks": " → ".join(map(str, networks)) if all(networks) else "",
-        "teacher": percent(_get(info, name, "teacher", "val_accuracy")),
-        "recipe": display(row["recipe"]) if known(row["recipe"]) else "nothing finished",
+        "teacher": percent(get(info, "pairs", name, "teacher", "val_accuracy")),
+        "recipe": row["recipe"] if known(row["recipe"]) else "nothing finished",
         "val": percent(row["val_accuracy"], row["val_half_width"]),
         "test": percent(row["test_accuracy"], row["test_half_width"]),
-        "baseline": display(row["baseline"]) if known(row["baseline"]) else NONE,
+        "baseline": row["baseline"] if known(row["baseline"]) else NONE,
         "gain": _points(row),
         "differences": str(row["differences"]) if known(row["differences"]) else NONE,
     }
@@ -231,7 +214,8 @@ def _pair(row: Row, info: Mapping[str, Any]) -> dict[str, str]:
 
 def _recipes(results: pd.DataFrame, pairs: Sequence[str], costs: Sequence[str]) -> list[dict[str, Any]]:
     """Recipes that finished for all pairs, shortest first: accuracy for each pair, and the mean over pairs."""
-    summaries = [summarise(results[results["pair"] == pair], costs) for pair in pairs]
+    parts = [results[results["pair"] == pair] for pair in pairs]
+    summaries = [named(summarise(part, costs), results) for part in parts]
     finished: list[dict[str, Row]] = [{row["recipe_id"]: row for row in s.to_dict("records")} for s in summaries]
     rows = sorted(finished[0].values(), key=lambda row: (row["n_stages"], row["recipe"], row["recipe_id"]))
     out = []
@@ -242,8 +226,8 @@ def _recipes(results: pd.DataFrame, pairs: Sequence[str], costs: Sequence[str]) 
         test = [float(of_pair[row["recipe_id"]]["test_accuracy"]) for of_pair in finished]
         out.append(
             {
-                "name": display(row["recipe"]),
-                "settings": settings(row),
+                "name": row["name"],
+                "anchoring": row["anchoring"],
                 "each": [percent(value) for value in val],
                 "val": percent(math.fsum(val) / len(val)),
                 "test": percent(math.fsum(test) / len(test)),  # NaN, a dash, where a pair hasn't confirmed it
@@ -252,8 +236,9 @@ def _recipes(results: pd.DataFrame, pairs: Sequence[str], costs: Sequence[str]) 
     return out
 
 
-def _provenance(info: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _provenance(results: pd.DataFrame, info: Mapping[str, Any]) -> list[tuple[str, str]]:
     machine = info["machine"]
+    same = {name: value for name, value in alike(results, info).items() if name != "pair"}
     versions = info.get("versions") or {}
     return [
         ("Best recipe", "Of each pair by itself: the highest mean accuracy on validation."),
@@ -267,19 +252,13 @@ def _provenance(info: Mapping[str, Any]) -> list[tuple[str, str]]:
             "Of the pairs' gains, each counting once; its 95 % t interval takes the pairs as the sample, so with two "
             "or three of them it is wide. Pairs are few and were chosen by hand: it speaks for such pairs only.",
         ),
+        ("Settings", f"The same for all pairs and recipes: {settings_text(same) or 'none'}; beside them, defaults."),
         ("Details", "Data, seeds, costs and the opening of the test split stand in each pair's own report."),
         ("Machine", f"{machine.get('cpu')}, {machine.get('cores')} cores; {duration(info.get('seconds'))} in all."),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) or "not recorded"),
-        ("Commit", str(info.get("commit") or "not recorded")[:12]),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) or NOT),
+        ("Commit", str(info.get("commit") or NOT)[:12]),
         ("Finished", when(info["finished"]) if info.get("finished") else "not yet: this is what there is so far"),
     ]
-
-
-def _get(info: Mapping[str, Any], pair: str, part: str, key: str) -> Any:
-    value: Any = info["pairs"]
-    for name in (pair, part, key):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -12,31 +12,33 @@ from reports import comparison, figures, gains, paper, recipes
 from reports.budget import Box, over_budget, share_outside
 from reports.front import COSTS, objectives, summarise, winner
 from reports.importance import importance
-from reports.provenance import get, limits_text, provenance, teacher_accuracy, test_sampling
-from reports.recipes import Cost, Row, label_of
-from reports.text import TIMES, duration, known, number, percent, plural, settings, when
+from reports.load import Run, get
+from reports.naming import Row, display, named
+from reports.provenance import limits_text, provenance, teacher_accuracy, test_sampling
+from reports.recipes import Cost, label_of
+from reports.text import NOT, TIMES, duration, known, number, percent, plural, when
 
 
-def contents(results: pd.DataFrame, info: Mapping[str, Any], files: Mapping[str, str | None]) -> dict[str, Any]:
-    """Everything the template shows.
-
-    info: run.json. files: names of the run folder's files, best.yaml's with its text.
+def contents(run: Run, files: Mapping[str, str | None]) -> dict[str, Any]:
+    """Everything the template shows. files: names of the run folder's files, best.yaml's with its text.
 
     Raises:
-        ValueError: run.json names no known cost, one that wasn't measured, or a box that is none.
+        ValueError: run.json names a cost that wasn't measured, or a box that is none.
     """
+    results, info = run.table, run.info
     chosen, limits = objectives(info)
-    summary = summarise(results, chosen, limits)
+    summary = named(summarise(results, chosen, limits), results)
+    stopped = {status: named(results[results["status"] == status], results) for status in ("failed", "pruned")}
     rows: Sequence[Row] = summary.to_dict("records")
     spreads = comparison.spreads(summary, results)
     seen = comparison.detectable(spreads)
     page: dict[str, Any] = {
-        "title": f"{get(info, 'teacher', 'name')} → {get(info, 'student', 'name')}, {get(info, 'dataset', 'name')}",
+        "title": "{} → {}, {}".format(*(info[part].get("name") or NOT for part in ("teacher", "student", "dataset"))),
         "badges": _badges(results, info),
         "counts": _counts(rows, results, info, limits),
-        "failures": results[results["status"] == "failed"].to_dict("records"),
-        "pruned": results[results["status"] == "pruned"].drop_duplicates("recipe_id").to_dict("records"),
-        "provenance": provenance(results, info, rows, files, seen),
+        "failures": stopped["failed"].to_dict("records"),
+        "pruned": stopped["pruned"].drop_duplicates("recipe_id").to_dict("records"),
+        "provenance": provenance(run, rows, files, seen),
         "stages_page": "stages.html" in files,
         "best": None,
     }
@@ -50,7 +52,7 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any], files: Mapping[str,
     gain_notes = comparison.notes(found, rows, base, seen)
     costs = recipes.costs_of(summary, chosen)
     low, high, teacher = recipes.accuracy_ends(summary, teacher_accuracy(info))
-    yamls = recipes.yamls(results, rows, info["config"])
+    yamls = recipes.yamls(results, rows, info["experiment"])
     if files.get("best.yaml") and info.get("winner") == pinned["recipe_id"]:
         yamls[pinned["recipe_id"]] = str(files["best.yaml"])
     shares = gains.on_front(results, summary, chosen)
@@ -94,6 +96,7 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any], files: Mapping[str,
         "legend": [name for name in figures.SHAPES if any(entry["shape"] == name for entry in entries)],
         "stages": [stage for stage in figures.STAGES if any(entry["stage"] == stage for entry in entries)],
         "over_limit": not summary["feasible"].all(),
+        "told": any(entry["settings"] for entry in entries),
         "front": sorted((e for e in entries if e["letter"] or e["test_mean"]), key=lambda entry: not entry["letter"]),
         "front_note": _front_note(rows, sampling, bool(shares)),
         "tested": tested,
@@ -104,7 +107,7 @@ def contents(results: pd.DataFrame, info: Mapping[str, Any], files: Mapping[str,
         "growth_note": growth_note,
         "mattered": mattered,
         "mattered_note": mattered_note,
-        "paper": [table for table in paper.tables([paper.Run(table=results, info=info)]) if table.judged],
+        "paper": [table for table in paper.tables([run]) if table.judged],
         "figures": [name for name in ("gains", "hypervolume", "importance") if name in drawn],
         "data": {
             **recipes.columns(entries),
@@ -185,7 +188,7 @@ def _tiles(
     )
     interval = known(best[width])
     gain = next((g for g in found if g["id"] == best["recipe_id"] and g["split"] == split), None)
-    remarks = [f"{gain['short']} points over 1-stage {base['recipe']}, same seeds" if gain and base else ""]
+    remarks = [f"{gain['short']} points over 1-stage {display(base['methods'])}, same seeds" if gain and base else ""]
     remarks += [
         "" if interval else "one seed: no interval",
         "" if tested else "it was chosen on these images, which flatters",
@@ -193,9 +196,9 @@ def _tiles(
     ]
     compared = ""
     if base is not None and base["recipe_id"] != best["recipe_id"] and cost.of(base) > 0:
-        compared = f"{number(cost.of(best) / cost.of(base))} {TIMES} 1-stage {base['recipe']}; "
+        compared = f"{number(cost.of(best) / cost.of(base))} {TIMES} 1-stage {display(base['methods'])}; "
     return [
-        {"label": "Best recipe, chosen on validation", "value": label_of(best), "sub": settings(best)},
+        {"label": "Best recipe, chosen on validation", "value": label_of(best), "sub": best["anchoring"]},
         {
             "label": f"Its {split} accuracy" + (", 95 % interval" if interval else ""),
             "value": f"{percent(best[mean], best[width])} %",
@@ -306,7 +309,7 @@ def _growth(
     spent = [float(f"{value:.7g}") for value in shown["spent"]]
     ends = [[None if pd.isna(value) else float(value) for value in shown[end]] for end in ("low", "high")]
     grew = shown["hypervolume"].diff().fillna(1.0) > 0
-    marked = [bool(up) or place == len(spent) - 1 for place, up in enumerate(grew)]
+    marked = [bool(up) or index == len(spent) - 1 for index, up in enumerate(grew)]
     texts = [
         f"{_share(value, lower, upper)} · {number(cost)} {unit} spent" if mark else None
         for value, lower, upper, cost, mark in zip(shown["hypervolume"], *ends, spent, marked, strict=True)

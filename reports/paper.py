@@ -1,7 +1,7 @@
 """`python -m reports.paper run=FOLDER`: finished runs next to the published ablations of SMSKD (arXiv 2601.15657).
 
-Ours are judged by differences paired by seed. A claim at unequal numbers of epochs isn't judged, and on other data or
-another pair than the published only its direction is.
+Ours are judged by differences paired by seed. A claim at unequal numbers of epochs isn't judged, nor one of recipes
+that differ in another setting of their run; on other data or another pair than the published only its direction is.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import Any
 
 import pandas as pd
 
-from reports import results
+from reports import load, results
+from reports.load import Run, get
+from reports.naming import anchored, display
 from reports.statistics import Gain, Pooled, detectable_difference, half_width, paired_gain, pooled_sd, range_of_means
 from reports.tables import Grid, Table, latex, markdown
-from reports.text import MINUS, NONE, display, known, percent, plural, points
+from reports.text import MINUS, NONE, known, percent, plural, points
 
 # Accuracy in per cent on CIFAR-100's test split after 150 epochs in all, by pair and key of a system.
 PUBLISHED: dict[str, dict[str, float]] = {
@@ -50,16 +52,9 @@ SETTINGS = {  # (anchor, weighting) of a recipe of several stages, the recommend
     ("reference", "tcp_true"): "TCP of the true class",
     ("none", "fixed"): "no anchor",
 }
+_OF_IDENTITY = ("anchor", "weighting", "lambda_base", "teachers")
 Setting = tuple[str, str]
 Identity = tuple[tuple[frozenset[str], ...], str, str, float, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What a run folder says. table: results.parquet; info: run.json."""
-
-    table: pd.DataFrame
-    info: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +63,7 @@ class System:
 
     key: str = ""
     name: str
-    recipe: str
+    methods: str
     anchor: str = "reference"
     weighting: str = "fixed"
     teachers: int = 1
@@ -76,7 +71,9 @@ class System:
     @property
     def identity(self) -> Identity:
         """What it trains."""
-        return _identity(self.recipe, self.anchor, self.weighting, LAMBDA_BASE, self.teachers)
+        anchor = self.anchor if ">" in self.methods else None
+        row = {"methods": self.methods, "anchor": anchor, "weighting": self.weighting, "lambda_base": LAMBDA_BASE}
+        return _identity(row | {"teachers": self.teachers})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +88,19 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One recipe at one number of epochs. ids: of the recipes that the columns don't tell apart, one if all is well.
+    """One recipe at one number of epochs. ids: of the recipes that differ in other settings alone, one if all is well.
 
     scores: accuracy by split and seed; of a split of which a row isn't complete, and of several ids, there are none.
+    settings: those in which the recipes of its run differ beside methods, anchoring and epochs; idle ones left out.
     """
 
     ids: frozenset[str]
+    settings: Mapping[str, Any]
     scores: Mapping[str, Mapping[int, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class PairResults:
     """All that the runs say of one pair on one data set.
 
     variants: by what a recipe trains, then total epochs. notations: how a recipe is written. spread: within recipes, by
@@ -128,16 +127,16 @@ class Bench:
 
 
 # The systems of the paper.
-ALONE = System(key="ce", name="student alone", recipe="ce")
-KD = System(key="kd", name="single method, KD", recipe="kd")
-FITNETS = System(name="single method, FitNets", recipe="fitnets")
-RKD = System(name="single method, RKD", recipe="rkd")
-TOGETHER = System(key="joint", name="joint training", recipe=JOINT)
-ENSEMBLE = System(key="ensemble", name="ensemble: joint, three teachers", recipe=JOINT, teachers=3)
-TCP = System(key="tcp", name="SMSKD, TCP", recipe=THREE, weighting="tcp")
-FIXED = System(key="fixed", name="SMSKD, fixed λ", recipe=THREE)
-TCP_TRUE = System(name="SMSKD, TCP of the true class", recipe=THREE, weighting="tcp_true")
-FREE = System(key="none", name="SMSKD, no reference", recipe=THREE, anchor="none")
+ALONE = System(key="ce", name="student alone", methods="ce")
+KD = System(key="kd", name="single method, KD", methods="kd")
+FITNETS = System(name="single method, FitNets", methods="fitnets")
+RKD = System(name="single method, RKD", methods="rkd")
+TOGETHER = System(key="joint", name="joint training", methods=JOINT)
+ENSEMBLE = System(key="ensemble", name="ensemble: joint, three teachers", methods=JOINT, teachers=3)
+TCP = System(key="tcp", name="SMSKD, TCP", methods=THREE, weighting="tcp")
+FIXED = System(key="fixed", name="SMSKD, fixed λ", methods=THREE)
+TCP_TRUE = System(name="SMSKD, TCP of the true class", methods=THREE, weighting="tcp_true")
+FREE = System(key="none", name="SMSKD, no reference", methods=THREE, anchor="none")
 
 
 def tables(runs: Sequence[Run]) -> list[Table]:
@@ -146,23 +145,23 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     Raises:
         ValueError: two runs contradict each other: another teacher, other images, or another accuracy of one training.
     """
-    benches = _benches(runs)
+    of_pairs = _by_pair(runs)
     out = []
-    for bench in benches:
-        out += [build(bench) for build in (_systems, _references, _weightings, _counts, _orders)]
-    for data in sorted({bench.data for bench in benches}):
-        out.append(_architectures([bench for bench in benches if bench.data == data]))
+    for own in of_pairs:
+        out += [build(own) for build in (_systems, _references, _weightings, _counts, _orders)]
+    for data in sorted({own.data for own in of_pairs}):
+        out.append(_architectures([own for own in of_pairs if own.data == data]))
     return out
 
 
-def _systems(bench: Bench) -> Table:
-    setting = _setting(bench, [THREE, "kd>kd>kd", f"{JOINT}>{JOINT}>{JOINT}"])
+def _systems(own: PairResults) -> Table:
+    setting = _setting(own, [THREE, "kd>kd>kd", f"{JOINT}>{JOINT}>{JOINT}"])
     staged = _staged(THREE, setting, key="", name=f"SMSKD, {SETTINGS[setting]}")
     repeated = _staged("kd>kd>kd", setting, name=f"control: KD three times, {SETTINGS[setting]}")
     restarted = _staged(
         f"{JOINT}>{JOINT}>{JOINT}", setting, name=f"control: joint in three stages, {SETTINGS[setting]}"
     )
-    systems = [ALONE, KD, FITNETS, RKD, TOGETHER, ENSEMBLE, TCP, FIXED, FREE, _ewc(bench), repeated, restarted]
+    systems = [ALONE, KD, FITNETS, RKD, TOGETHER, ENSEMBLE, TCP, FIXED, FREE, _ewc(own), repeated, restarted]
     claims = [
         Claim(text="KD above the student alone", first=KD, second=ALONE),
         Claim(text="joint training above KD", first=TOGETHER, second=KD),
@@ -173,49 +172,49 @@ def _systems(bench: Bench) -> Table:
         Claim(text=f"three methods above KD three times ({SETTINGS[setting]})", first=staged, second=repeated),
         Claim(text=f"SMSKD above joint in three stages ({SETTINGS[setting]})", first=staged, second=restarted),
     ]
-    teacher = percent(bench.teacher)
+    teacher = percent(own.teacher)
     row = ("teacher, on validation", NONE, f"{PUBLISHED[PUBLISHED_PAIR]['teacher']:.1f}", teacher, NONE, NONE)
-    more = [(*row, bench.data)]
-    return _table("Systems", [(bench, system) for system in systems], [(bench, claim) for claim in claims], more=more)
+    more = [(*row, own.data)]
+    return _table("Systems", [(own, system) for system in systems], [(own, claim) for claim in claims], more=more)
 
 
-def _references(bench: Bench) -> Table:
+def _references(own: PairResults) -> Table:
     claims = [
         Claim(text="a reference with fixed λ above none", first=FIXED, second=FREE),
         Claim(text="a reference with TCP above none", first=TCP, second=FREE),
     ]
-    return _ablation("Ablation 1, reference model", bench, [FREE, FIXED, TCP], claims)
+    return _ablation("Ablation 1, reference model", own, [FREE, FIXED, TCP], claims)
 
 
-def _weightings(bench: Bench) -> Table:
-    ewc = _ewc(bench)
+def _weightings(own: PairResults) -> Table:
+    ewc = _ewc(own)
     claims = [
         Claim(text="TCP above fixed λ", first=TCP, second=FIXED),
         Claim(text="TCP of the true class above fixed λ", first=TCP_TRUE, second=FIXED),
         Claim(text="EWC similar to the reference with TCP", first=ewc, second=TCP, similar=True),
     ]
-    return _ablation("Ablation 2, weighting", bench, [FIXED, TCP, TCP_TRUE, ewc], claims)
+    return _ablation("Ablation 2, weighting", own, [FIXED, TCP, TCP_TRUE, ewc], claims)
 
 
-def _counts(bench: Bench) -> Table:
-    setting = _setting(bench, [THREE.rpartition(">")[0], THREE])
+def _counts(own: PairResults) -> Table:
+    setting = _setting(own, [THREE.rpartition(">")[0], THREE])
     text = SETTINGS[setting]
     two = _staged(THREE.rpartition(">")[0], setting, key="two", name=f"2 stages, {text}")
     three = _staged(THREE, setting, key="tcp", name=f"3 stages, {text}")
-    four = _staged(_four(bench, setting), setting, key="four", name=f"4 stages, {text}")
+    four = _staged(_four(own, setting), setting, key="four", name=f"4 stages, {text}")
     claims = [
         Claim(text="two stages above one", first=two, second=KD),
         Claim(text="three stages above two", first=three, second=two),
         Claim(text="four stages similar to three", first=four, second=three, similar=True),
     ]
-    return _ablation("Ablation 3, number of stages", bench, [KD, two, three, four], claims)
+    return _ablation("Ablation 3, number of stages", own, [KD, two, three, four], claims)
 
 
-def _orders(bench: Bench) -> Table:
-    setting = _setting(bench, ORDERS)
+def _orders(own: PairResults) -> Table:
+    setting = _setting(own, ORDERS)
     systems = [_staged(order, setting, name=SETTINGS[setting]) for order in ORDERS]
-    ours = [(bench, system) for system in systems]
-    cells = _judge_orders(bench, systems, _split(ours))
+    ours = [(own, system) for system in systems]
+    cells = _judge_orders(own, systems, _split(ours))
     remark = (
         "The best of six noisy means minus the worst is biased upwards: it is above 0 even where all orders are equal. "
         "So it is judged by the studentised range, what six equal recipes of this spread would show."
@@ -224,66 +223,68 @@ def _orders(bench: Bench) -> Table:
     return _table("Ablation 4, order of stages", ours, [], extra=row, remarks=[remark])
 
 
-def _architectures(benches: Sequence[Bench]) -> Table:
-    data = benches[0]
-    absent = {pair: Bench(pair=pair, data=data.data, data_text=data.data_text, whole=data.whole) for pair in PUBLISHED}
-    by_pair = absent | {bench.pair: bench for bench in benches}
-    ours = [(bench, system) for bench in by_pair.values() for system in (ALONE, TOGETHER, TCP)]
+def _architectures(of_pairs: Sequence[PairResults]) -> Table:
+    data = of_pairs[0]
+    absent = {
+        pair: PairResults(pair=pair, data=data.data, data_text=data.data_text, whole=data.whole) for pair in PUBLISHED
+    }
+    by_pair = absent | {own.pair: own for own in of_pairs}
+    ours = [(own, system) for own in by_pair.values() for system in (ALONE, TOGETHER, TCP)]
     claims = [
         Claim(text="joint training above the student alone", first=TOGETHER, second=ALONE),
         Claim(text="SMSKD (TCP) above joint training", first=TCP, second=TOGETHER),
     ]
-    pairs = [(bench, claim) for bench in by_pair.values() for claim in claims]
+    pairs = [(own, claim) for own in by_pair.values() for claim in claims]
     return _table("Across architectures", ours, pairs, side_by_side=True)
 
 
-def _ablation(title: str, bench: Bench, systems: Sequence[System], claims: Sequence[Claim]) -> Table:
-    return _table(title, [(bench, system) for system in systems], [(bench, claim) for claim in claims])
+def _ablation(title: str, own: PairResults, systems: Sequence[System], claims: Sequence[Claim]) -> Table:
+    return _table(title, [(own, system) for system in systems], [(own, claim) for claim in claims])
 
 
-def _staged(recipe: str, setting: Setting, *, name: str, key: str = "") -> System:
-    return System(key=key, name=name, recipe=recipe, anchor=setting[0], weighting=setting[1])
+def _staged(methods: str, setting: Setting, *, name: str, key: str = "") -> System:
+    return System(key=key, name=name, methods=methods, anchor=setting[0], weighting=setting[1])
 
 
-def _setting(bench: Bench, recipes: Sequence[str]) -> Setting:
+def _setting(own: PairResults, recipes: Sequence[str]) -> Setting:
     """The setting in which most of these recipes ran: a sweep is compared within one setting. Ties: the first."""
 
     def ran(setting: Setting) -> int:
-        return sum(bool(bench.of(_staged(recipe, setting, name=""))) for recipe in recipes)
+        return sum(bool(own.of(_staged(recipe, setting, name=""))) for recipe in recipes)
 
     return max(SETTINGS, key=ran)
 
 
-def _four(bench: Bench, setting: Setting) -> str:
+def _four(own: PairResults, setting: Setting) -> str:
     """The recipe of four stages that ran: one that goes on from the three, if there is one."""
     preferred = f"{THREE}>kd"
     ran = [
         notation
-        for identity, notation in bench.notations.items()
+        for identity, notation in own.notations.items()
         if len(identity[0]) == 4 and identity == _staged(notation, setting, name="").identity
     ]
     return min(ran, key=lambda n: (n != preferred, not n.startswith(f"{THREE}>"), n), default=preferred)
 
 
-def _ewc(bench: Bench) -> System:
-    """EWC in the reference's place, with the first weighting that ran."""
+def _ewc(own: PairResults) -> System:
+    """EWC in place of the reference, with the first weighting that ran."""
     systems = [
-        System(name="SMSKD, EWC for the reference", recipe=THREE, anchor="ewc", weighting=weighting)
+        System(name="SMSKD, EWC for the reference", methods=THREE, anchor="ewc", weighting=weighting)
         for weighting in ("fixed", "tcp", "tcp_true")
     ]
-    return next((system for system in systems if bench.of(system)), systems[0])
+    return next((system for system in systems if own.of(system)), systems[0])
 
 
-def _split(ours: Iterable[tuple[Bench, System]]) -> str:
+def _split(ours: Iterable[tuple[PairResults, System]]) -> str:
     """Test where every row of the table has it, else validation."""
-    found = [variant.scores.get("test") for bench, system in ours for variant in bench.of(system).values()]
+    found = [variant.scores.get("test") for own, system in ours for variant in own.of(system).values()]
     return "test" if found and all(found) else "validation"
 
 
 def _table(
     title: str,
-    ours: Sequence[tuple[Bench, System]],
-    claims: Sequence[tuple[Bench, Claim]],
+    ours: Sequence[tuple[PairResults, System]],
+    claims: Sequence[tuple[PairResults, Claim]],
     *,
     more: Sequence[tuple[str, ...]] = (),
     extra: tuple[str, ...] | None = None,
@@ -293,7 +294,7 @@ def _table(
     """more: rows under the systems. extra: a row under the claims. side_by_side: several pairs, each named in its rows
     and next to its own published numbers."""
     split = _split(ours)
-    bench = ours[0][0]
+    own = ours[0][0]
     published = {b.pair: PUBLISHED.get(b.pair, {}) if side_by_side else PUBLISHED[PUBLISHED_PAIR] for b, _ in ours}
     # the best test epoch stands beside the last one where it was looked for, and is never judged by
     best = split == "test" and any(v.scores.get(BEST) for of, system in ours for v in of.of(system).values())
@@ -301,7 +302,7 @@ def _table(
     for of, system in ours:
         name = f"{of.pair}: {system.name}" if side_by_side else system.name
         value = published[of.pair].get(system.key)
-        start = (name, display(system.recipe), NONE if value is None else f"{value:.1f}")
+        start = (name, display(system.methods), NONE if value is None else f"{value:.1f}")
         if not of.of(system):
             rows.append((*start, NOT_RUN, *_cells(best, NONE), NONE, NONE, NONE))
         for epochs, variant in sorted(of.of(system).items()):
@@ -337,7 +338,7 @@ def _table(
             "Paper's protocol: the highest test accuracy of any epoch, as papers often give it; chosen on the test "
             "split, it flatters. Verdicts are on the honest column, the last epoch's."
         )
-    where = bench.data if side_by_side else f"{bench.pair}, {bench.data_text}"
+    where = own.data if side_by_side else f"{own.pair}, {own.data_text}"
     return Table(
         title=f"{title}: {where}",
         head=_head([of for of, _ in ours], split, side_by_side),
@@ -365,42 +366,45 @@ def _cells(shown: bool, *texts: str) -> tuple[str, ...]:
     return texts if shown else ()
 
 
-def _mean(bench: Bench, variant: Variant, split: str) -> str:
+def _mean(own: PairResults, variant: Variant, split: str) -> str:
     """Mean accuracy on a split with its interval, in per cent."""
     values = list(variant.scores.get(split, {}).values())
-    return percent(sum(values) / len(values), half_width(bench.spread[split], len(values))) if values else NONE
+    return percent(sum(values) / len(values), half_width(own.spread[split], len(values))) if values else NONE
 
 
-def _comparable(bench: Bench, any_pair: bool) -> bool:
+def _comparable(own: PairResults, any_pair: bool) -> bool:
     """Whether numbers, not only directions, may be held against the published ones."""
-    return bench.data == PUBLISHED_DATA and bench.whole and (any_pair or bench.pair == PUBLISHED_PAIR)
+    return own.data == PUBLISHED_DATA and own.whole and (any_pair or own.pair == PUBLISHED_PAIR)
 
 
-def _head(benches: Sequence[Bench], split: str, any_pair: bool) -> str:
+def _head(of_pairs: Sequence[PairResults], split: str, any_pair: bool) -> str:
     text = f"Accuracy on the {split} split, mean and 95 % t interval (one standard deviation for all recipes). "
-    if split == "test" and any(bench.reopened for bench in benches):
+    if split == "test" and any(own.reopened for own in of_pairs):
         text += "The test split was opened more than once, which flatters. "
     source = f"{'the same pairs' if any_pair else PUBLISHED_PAIR} on {PUBLISHED_DATA}"
     text += f"Published: test split, {source}, {PUBLISHED_EPOCHS} epochs in all."
-    other = next((bench for bench in benches if not _comparable(bench, any_pair)), None)
+    other = next((own for own in of_pairs if not _comparable(own, any_pair)), None)
     if other is None:
         return text
     what = other.pair if other.data == PUBLISHED_DATA and other.whole else other.data_text
     return f"{text} Ours are of {what}, so only directions are compared, never numbers."
 
 
-def _judge(bench: Bench, claim: Claim, split: str, published: float | None) -> tuple[str, str, str, str]:
+def _judge(own: PairResults, claim: Claim, split: str, published: float | None) -> tuple[str, str, str, str]:
     """Our difference, seeds, epochs and verdict. published: points to hold it against, None where that can't be."""
-    first, second = bench.budgets(claim.first, split), bench.budgets(claim.second, split)
+    first, second = own.budgets(claim.first, split), own.budgets(claim.second, split)
     if not first or not second:
         missing = claim.second if first else claim.first
-        why = next((_incomplete(variant) for variant in bench.of(missing).values()), NOT_RUN)
+        why = next((_incomplete(variant) for variant in own.of(missing).values()), NOT_RUN)
         return NONE, NONE, NONE, f"{why}: {missing.name}"
     common = sorted(set(first) & set(second))
     if not common:
         return NONE, NONE, NONE, f"unequal budgets: {_listed(first)} against {_listed(second)} epochs"
     epochs = common[-1]
-    values, baseline = (bench.of(system)[epochs].scores[split] for system in (claim.first, claim.second))
+    both = [own.of(system)[epochs] for system in (claim.first, claim.second)]
+    if (why_not := _unlike(both)) is not None:
+        return NONE, NONE, str(epochs), why_not
+    values, baseline = (variant.scores[split] for variant in both)
     gain = paired_gain(values, baseline)
     if gain is None:
         return NONE, NONE, str(epochs), f"{UNCLEAR}: no seed in common"
@@ -423,9 +427,9 @@ def _judge(bench: Bench, claim: Claim, split: str, published: float | None) -> t
     return *shown, verdict
 
 
-def _judge_orders(bench: Bench, systems: Sequence[System], split: str) -> tuple[str, str, str, str]:
+def _judge_orders(own: PairResults, systems: Sequence[System], split: str) -> tuple[str, str, str, str]:
     """Best minus worst of the orders, seeds, epochs and verdict."""
-    budgets = [bench.budgets(system, split) for system in systems]
+    budgets = [own.budgets(system, split) for system in systems]
     missing = sum(not found for found in budgets)
     if missing:
         return NONE, NONE, NONE, f"{NOT_RUN}: {missing} of {plural(len(systems), 'order')}"
@@ -433,7 +437,10 @@ def _judge_orders(bench: Bench, systems: Sequence[System], split: str) -> tuple[
     if not common:
         return NONE, NONE, NONE, f"unequal budgets: {' against '.join(sorted({_listed(b) for b in budgets}))} epochs"
     epochs = common[-1]
-    scores = [bench.of(system)[epochs].scores[split] for system in systems]
+    variants = [own.of(system)[epochs] for system in systems]
+    if (why_not := _unlike(variants)) is not None:
+        return NONE, NONE, str(epochs), why_not
+    scores = [variant.scores[split] for variant in variants]
     seeds = sorted(set.intersection(*(set(values) for values in scores)))
     found = range_of_means([[values[seed] for values in scores] for seed in seeds]) if seeds else None
     if found is None:
@@ -445,33 +452,38 @@ def _judge_orders(bench: Bench, systems: Sequence[System], split: str) -> tuple[
     verdict = UNCLEAR
     if found.found > found.limit:
         verdict = HOLDS
-    elif _comparable(bench, False) and 100 * (found.found + found.limit) < PUBLISHED_ORDERS[0]:
+    elif _comparable(own, False) and 100 * (found.found + found.limit) < PUBLISHED_ORDERS[0]:
         verdict = FAILS
     return points(Gain(found.found, None, 0)), str(len(seeds)), str(epochs), f"{verdict}: {equal}"
 
 
 def _incomplete(variant: Variant) -> str:
     """Why a recipe that has rows has no accuracy."""
-    return "not complete" if len(variant.ids) == 1 else f"not told apart by the columns: {len(variant.ids)} recipes"
+    return "not complete" if len(variant.ids) == 1 else f"{len(variant.ids)} recipes that differ in other settings"
+
+
+def _unlike(variants: Sequence[Variant]) -> str | None:
+    """Why these can't be compared: the settings of which they have several values; None if they can."""
+    values = [(name, value) for variant in variants for name, value in variant.settings.items()]
+    names = sorted({name for name, value in values if any(of == name and value != other for of, other in values)})
+    return f"unequal settings: {', '.join(names)}" if names else None
 
 
 def _listed(epochs: Sequence[int]) -> str:
     return ", ".join(map(str, epochs))
 
 
-def _identity(recipe: str, anchor: str, weighting: str, lambda_base: float, teachers: int) -> Identity:
+def _identity(row: Mapping[Any, Any]) -> Identity:
     """What a recipe trains: settings without effect, and the order of a stage's methods, are not in it."""
     stages = []
-    for stage in recipe.split(">"):
+    for stage in row["methods"].split(">"):
         methods = frozenset(stage.split("+"))
         stages.append(methods - {"ce"} or methods)
-    anchored = len(stages) > 1 and anchor != "none" and lambda_base > 0
-    taught = teachers if any(stage != {"ce"} for stage in stages) else 1
-    settings = (anchor, weighting, round(lambda_base, 9)) if anchored else ("none", "", 0.0)
-    return (tuple(stages), *settings, taught)
+    anchoring = (row["anchor"], row["weighting"], round(row["lambda_base"], 9)) if anchored(row) else ("none", "", 0.0)
+    return (tuple(stages), *anchoring, row["teachers"] if any(stage != {"ce"} for stage in stages) else 1)
 
 
-def _benches(runs: Sequence[Run]) -> list[Bench]:
+def _by_pair(runs: Sequence[Run]) -> list[PairResults]:
     """What the runs say together, by pair and data set."""
     grouped: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
@@ -479,44 +491,43 @@ def _benches(runs: Sequence[Run]) -> list[Bench]:
             # run.json of a run of several pairs may describe another pair's teacher
             kept = run.info if run.table["pair"].nunique() == 1 else {**run.info, "teacher": {}}
             grouped.setdefault((str(pair), str(data)), []).append(Run(table=rows, info=kept))
-    return [_bench(pair, data, found) for (pair, data), found in sorted(grouped.items())]
+    return [_pair_results(pair, data, found) for (pair, data), found in sorted(grouped.items())]
 
 
-def _bench(pair: str, data: str, runs: Sequence[Run]) -> Bench:
+def _pair_results(pair: str, data: str, runs: Sequence[Run]) -> PairResults:
     name = f"{pair} on {data}"
-    _agreed(f"fingerprint of the data of {name}", (_get(run, "dataset", "fingerprint") for run in runs))
-    size = _agreed(f"train_size of {name}", (_get(run, "config", "train_size") or "all" for run in runs))
+    _agreed(f"fingerprint of the data of {name}", (get(run.info, "dataset", "fingerprint") for run in runs))
+    size = _agreed(f"train_size of {name}", (get(run.info, "experiment", "train_size") or "all" for run in runs))
     # an ensemble's run may name its teachers together
-    single = [run for run in runs if _teachers(run.table).max() == 1]
-    _agreed(f"digest of the teacher of {name}", (_get(run, "teacher", "digest") for run in single))
-    measured = [value for run in single if isinstance(value := _get(run, "teacher", "val_accuracy"), float)]
-    rows: dict[tuple[Identity, int], dict[str, dict[int, float]]] = {}
-    ids: dict[tuple[Identity, int], set[str]] = {}
+    single = [run for run in runs if run.table["teachers"].max() == 1]
+    _agreed(f"digest of the teacher of {name}", (get(run.info, "teacher", "digest") for run in single))
+    measured = [value for run in single if (value := get(run.info, "teacher", "val_accuracy")) is not None]
+    variants: dict[Identity, dict[int, Variant]] = {}
     notations: dict[Identity, str] = {}
     for run in runs:
-        for recipe_id, identity, epochs, notation, scores in _variants(run.table):
+        for identity, epochs, notation, found in _variants(run.table):
             notations.setdefault(identity, notation)
-            ids.setdefault((identity, epochs), set()).add(recipe_id)
-            here = rows.setdefault((identity, epochs), {split: {} for split in _SPLITS})
-            for split, values in scores.items():
+            by_epochs = variants.setdefault(identity, {})
+            before = by_epochs.get(epochs, found)
+            if before.ids != found.ids:
+                by_epochs[epochs] = Variant(ids=before.ids | found.ids, settings={}, scores={})
+                continue
+            for split, values in found.scores.items():
                 for seed, value in values.items():
-                    if here[split].setdefault(seed, value) != value and len(ids[identity, epochs]) == 1:
+                    if (known_one := before.scores[split].get(seed, value)) != value:
                         raise ValueError(
                             f"one training has one accuracy, but {notation} of {name}, {epochs} epochs, seed {seed}, "
-                            f"has {here[split][seed]:.4f} and {value:.4f} on {split}; leave one of its runs out"
+                            f"has {known_one:.4f} and {value:.4f} on {split}; leave one of its runs out"
                         )
-    variants: dict[Identity, dict[int, Variant]] = {}
-    for (identity, epochs), scores in rows.items():
-        of = frozenset(ids[identity, epochs])
-        variant = Variant(ids=of, scores=scores if len(of) == 1 else {})
-        variants.setdefault(identity, {})[epochs] = variant
+            scores = {split: {**before.scores[split], **values} for split, values in found.scores.items()}
+            by_epochs[epochs] = Variant(ids=found.ids, settings=found.settings, scores=scores)
     every = [variant.scores for by_epochs in variants.values() for variant in by_epochs.values() if variant.scores]
-    return Bench(
+    return PairResults(
         pair=pair,
         data=data,
         data_text=data if size in (None, "all") else f"{data}, {size} training images",
         whole=size in (None, "all"),
-        reopened=any(_get(run, "confirm", "reopened") is True for run in runs),
+        reopened=any(get(run.info, "confirm", "reopened") is True for run in runs),
         teacher=measured[0] if measured else None,
         variants=variants,
         notations=notations,
@@ -524,34 +535,22 @@ def _bench(pair: str, data: str, runs: Sequence[Run]) -> Bench:
     )
 
 
-def _variants(table: pd.DataFrame) -> Iterable[tuple[str, Identity, int, str, dict[str, dict[int, float]]]]:
-    """Id, what it trains, total epochs, notation, and accuracies by split and seed, of each recipe of one run.
+def _variants(table: pd.DataFrame) -> Iterable[tuple[Identity, int, str, Variant]]:
+    """What it trains, epochs in all, methods, and accuracies, of each recipe of one run.
 
     A recipe of which a seed isn't complete has no accuracies of that split: what failed may be what trains badly.
     """
-    grouped: dict[tuple[str, int], list[dict[Any, Any]]] = {}
-    for row in table.assign(teachers=_teachers(table)).to_dict("records"):
-        grouped.setdefault((row["recipe_id"], row["total_epochs"]), []).append(row)
-    for (recipe_id, epochs), rows in sorted(grouped.items()):
+    names = [name for name in results.differing(table) if name not in _OF_IDENTITY]
+    for (recipe_id, _), group in table.groupby(["recipe_id", "epochs_total"], sort=True):
+        rows = group.to_dict("records")
         found = {}
         for split, (phase, column) in _SPLITS.items():
             here = [row for row in rows if row["phase"] == phase]
             good = all(row["status"] == "complete" and known(row[column]) for row in here)
             found[split] = {row["seed"]: row[column] for row in here} if good else {}
-        settings = [rows[0][name] for name in ("recipe", "anchor", "weighting", "lambda_base", "teachers")]
-        yield recipe_id, _identity(*settings), epochs, rows[0]["recipe"], found
-
-
-def _teachers(table: pd.DataFrame) -> pd.Series[int]:
-    """The number of teachers, 1 in tables from before there could be several."""
-    return table["teachers"] if "teachers" in table.columns else pd.Series(1, index=table.index)
-
-
-def _get(run: Run, *path: str) -> Any:
-    value: Any = run.info
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
+        settings = {name: rows[0][name] for name in names if known(rows[0][name])}
+        variant = Variant(ids=frozenset({str(recipe_id)}), settings=settings, scores=found)
+        yield _identity(rows[0]), int(rows[0]["epochs_total"]), rows[0]["methods"], variant
 
 
 def _agreed(what: str, values: Iterable[Any]) -> str | None:
@@ -573,10 +572,7 @@ def write(folders: Sequence[Path], out: Path) -> list[Path]:
     Raises:
         ValueError: a folder isn't a run, or one of its files is damaged or of another schema, or runs contradict.
     """
-    from reports.build import read_info  # its page shows these tables: at the top, each would import the other
-
-    runs = [Run(table=results.read(folder), info=read_info(folder)) for folder in folders]
-    found = tables(runs)
+    found = tables([load.run(folder) for folder in folders])
     if not found:
         raise ValueError(f"a run has rows, but {', '.join(map(str, folders))} has none; let the search finish a recipe")
     title = "Next to the published numbers of SMSKD (arXiv 2601.15657)"

@@ -8,31 +8,24 @@ from typing import Any
 import pandas as pd
 
 from reports.comparison import Detectable
-from reports.recipes import Row, unit_of
-from reports.results import STATUSES
+from reports.load import Run, get
+from reports.naming import Row, alike, settings_text
+from reports.results import STATUSES, differing
 from reports.statistics import sampling_half_width
-from reports.text import duration, known, number, percent, plural, when
-
-
-def get(info: Mapping[str, Any], *path: str) -> Any:
-    """A value of run.json, or `not recorded`."""
-    value: Any = info
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return "not recorded" if value is None else value
+from reports.text import NOT, cost_text, duration, known, number, percent, plural, when
 
 
 def teacher_accuracy(info: Mapping[str, Any]) -> float | None:
     """The teacher's accuracy on validation, a fraction, where it was measured."""
     value = get(info, "teacher", "val_accuracy")
-    return float(value) if isinstance(value, float) else None
+    return None if value is None else float(value)
 
 
 def test_sampling(rows: Sequence[Row], info: Mapping[str, Any]) -> tuple[float, int] | None:
     """What the choice of test images alone does to the best accuracy: half of its 95 % interval in points; images."""
     tested = [float(row["test_accuracy"]) for row in rows if known(row["test_accuracy"])]
     images = get(info, "dataset", "test")
-    if not tested or not isinstance(images, int) or images < 1:
+    if not tested or images is None or images < 1:
         return None
     return 100 * sampling_half_width(max(tested), images), images
 
@@ -42,19 +35,16 @@ def limits_text(limits: Mapping[str, float | None]) -> str:
     shown = {
         "params": lambda bound: plural(int(bound), "parameter"),
         "latency_ms": lambda bound: f"{number(bound)} ms of latency",
-        "flops": _flops,
+        "flops": lambda bound: cost_text("flops", bound),
     }
     return ", ".join(f"{shown[name](bound)} at most" for name, bound in limits.items() if bound is not None)
 
 
 def provenance(
-    results: pd.DataFrame,
-    info: Mapping[str, Any],
-    rows: Sequence[Row],
-    files: Mapping[str, str | None],
-    seen: Sequence[Detectable],
+    run: Run, rows: Sequence[Row], files: Mapping[str, str | None], seen: Sequence[Detectable]
 ) -> list[tuple[str, str]]:
     """Terms and sentences, in order. rows: of the summary. files: names of the run folder's files."""
+    results, info = run.table, run.info
     data, teacher, student, machine = (info[key] for key in ("dataset", "teacher", "student", "machine"))
     train, validation, test = (_whole(data.get(key)) for key in ("train", "validation", "test"))
     shape = " x ".join(str(data.get(key, "?")) for key in ("height", "width", "channels"))
@@ -64,16 +54,19 @@ def provenance(
     bounds = f" Recipes over a limit ({limits}) are on no front." if limits else ""
     gpus = ", ".join(map(str, machine.get("gpus") or [])) or "no GPU"
     versions = ", ".join(f"{name} {version}" for name, version in sorted((info.get("versions") or {}).items()))
+    searched = {name: text for name, text in info["settings"].items() if name in differing(results)}
     return [
         (
             "Numbers",
             "Computed from results.parquet alone. Of run.json: settings, sizes of the splits, the teacher's accuracy, "
             "and what stands below.",
         ),
+        ("Settings", f"The same for all recipes: {settings_text(alike(results, info))}. The others are at defaults."),
+        *([("Searched", "; ".join(f"{name}: {text}" for name, text in searched.items()))] if searched else []),
         (
             "Data",
-            f"{get(data, 'name')}: {train} training, {validation} validation, {test} test images of {shape}, "
-            f"{data.get('classes', '?')} classes; fingerprint {str(get(data, 'fingerprint'))[:16]}.",
+            f"{data.get('name') or NOT}: {train} training, {validation} validation, {test} test images of {shape}, "
+            f"{data.get('classes', '?')} classes; fingerprint {str(data.get('fingerprint') or NOT)[:16]}.",
         ),
         (
             "Selection",
@@ -96,14 +89,14 @@ def provenance(
         ("Sharing", _sharing(results, info)),
         (
             "Teacher",
-            f"{get(teacher, 'name')}, {_whole(teacher.get('params'))} parameters, "
+            f"{teacher.get('name') or NOT}, {_whole(teacher.get('params'))} parameters, "
             f"{percent(teacher.get('val_accuracy'))} % on validation; "
-            f"{get(teacher, 'source')}; digest {str(get(teacher, 'digest'))[:16]}.",
+            f"{teacher.get('source') or NOT}; digest {str(teacher.get('digest') or NOT)[:16]}.",
         ),
-        ("Student", f"{get(student, 'name')}, {_whole(student.get('params'))} parameters."),
-        ("Machine", f"{get(machine, 'cpu')}, {machine.get('cores', '?')} cores, {gpus}."),
-        ("Versions", versions or "not recorded"),
-        ("Commit", str(get(info, "commit"))[:12]),
+        ("Student", f"{student.get('name') or NOT}, {_whole(student.get('params'))} parameters."),
+        ("Machine", f"{machine.get('cpu') or NOT}, {machine.get('cores', '?')} cores, {gpus}."),
+        ("Versions", versions or NOT),
+        ("Commit", str(info.get("commit") or NOT)[:12]),
         ("Finished", when(info["finished"]) if info.get("finished") else "not yet: this is what there is so far"),
         ("Files", ", ".join(sorted(files))),
     ]
@@ -146,14 +139,9 @@ def _sharing(results: pd.DataFrame, info: Mapping[str, Any]) -> str:
     seconds, alone_seconds = results["spent_seconds"].sum(), complete["device_seconds"].sum()
     whole = duration(info.get("seconds"))
     return (
-        f"{_flops(spent)} and {duration(seconds)} of training were spent, with first stages trained once; each recipe "
-        f"on its own, {_flops(alone)} and {duration(alone_seconds)}. From start to end: {whole}."
+        f"{cost_text('flops', spent)} and {duration(seconds)} of training were spent, with first stages trained once; "
+        f"each recipe on its own, {cost_text('flops', alone)} and {duration(alone_seconds)}. Start to end: {whole}."
     )
-
-
-def _flops(value: float) -> str:
-    scale, unit = unit_of("flops", value)
-    return f"{number(value / scale)} {unit}"
 
 
 def _whole(value: object) -> str:

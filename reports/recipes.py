@@ -12,9 +12,9 @@ import pandas as pd
 
 from reports import figures
 from reports.front import COSTS, nondominated
-from reports.recipe_file import recipe_yaml
+from reports.naming import WEIGHTINGS, Row, anchored, display, recipe_yaml
 from reports.statistics import Gain
-from reports.text import NONE, WEIGHTINGS, display, known, number, percent, plural, points, settings
+from reports.text import NONE, known, number, percent, plural, points
 
 _QUANTITIES: dict[
     str, tuple[str, str, dict[float, str]]
@@ -29,7 +29,6 @@ DRAWN = (
     *("id", "letter", "label", "detail", "stage", "shape", "baseline", "feasible", "yaml", *COSTS),
     *(panel + end for panel in ("validation", "test") for end in ("", "_drawn", "_below", "_low", "_high")),
 )
-Row = Mapping[Any, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,27 +74,15 @@ def costs_of(summary: pd.DataFrame, chosen: Sequence[str]) -> list[Cost]:
     return costs
 
 
-def name_of(row: Row) -> str:
-    """The stages as shown, and how many teachers they had if that was more than one."""
-    several = f" · {row['teachers']} teachers" if row["teachers"] > 1 else ""
-    return display(row["recipe"]) + several
-
-
 def label_of(row: Row) -> str:
     """The name, after the letter where it has one."""
-    return (f"{row['letter']} · " if row["letter"] else "") + name_of(row)
+    return (f"{row['letter']} · " if row["letter"] else "") + str(row["name"])
 
 
-def labels(rows: Sequence[Row]) -> dict[str, str]:
-    """Recipes by id, best on validation first: stages, and the anchor's settings in words."""
-    ordered = sorted(rows, key=lambda row: -row["val_accuracy"])
-    return {row["recipe_id"]: f"{name_of(row)}, {settings(row)}" for row in ordered}
-
-
-def yamls(results: pd.DataFrame, rows: Sequence[Row], config: Mapping[str, Any]) -> dict[str, str]:
+def yamls(results: pd.DataFrame, rows: Sequence[Row], experiment: Mapping[str, Any]) -> dict[str, str]:
     """The YAML of each recipe, with its first search seed, so that training it again gives a number of the table."""
     seeds = results[results["phase"] == "search"].groupby("recipe_id")["seed"].min()
-    return {row["recipe_id"]: recipe_yaml(row, config, int(seeds[row["recipe_id"]])) for row in rows}
+    return {row["recipe_id"]: recipe_yaml(row["recipe"], experiment, int(seeds[row["recipe_id"]])) for row in rows}
 
 
 def accuracy_ends(summary: pd.DataFrame, teacher: float | None) -> tuple[float, float, float | None]:
@@ -123,24 +110,26 @@ def accuracy_ends(summary: pd.DataFrame, teacher: float | None) -> tuple[float, 
 def entry(
     row: Row, costs: Sequence[Cost], *, base: Row | None, low: float, yaml: str, front_share: float | None
 ) -> dict[str, Any]:
-    """One recipe. base: the baseline's row. low: end of the accuracy axis. front_share: its P(front), if known."""
-    anchored = int(row["n_stages"]) > 1 and row["anchor"] != "none"
+    """One recipe. row: of a summary with reports.naming's columns. base: the baseline's row. low: end of the accuracy
+    axis. front_share: its P(front), if known."""
+    held = anchored(row)
     is_base = base is not None and row["recipe_id"] == base["recipe_id"]
     out: dict[str, Any] = {
         "id": row["recipe_id"],
         "letter": row["letter"],
-        "name": name_of(row),
+        "name": display(row["methods"]),
         "label": label_of(row),
-        "settings": settings(row),
-        "lambda": f"{row['lambda_base']:g}" if anchored else NONE,
-        "weighting": _weight(row) if anchored else NONE,
-        "anchor": row["anchor"] if int(row["n_stages"]) > 1 else NONE,
-        "shape": row["weighting"] if anchored and row["weighting"] in figures.SHAPES else "none",
+        "anchoring": row["anchoring"],
+        "settings": row["settings"],
+        "lambda": f"{row['lambda_base']:g}" if held else NONE,
+        "weighting": _weight(row) if held else NONE,
+        "anchor": row["anchor"] if known(row["anchor"]) else NONE,
+        "shape": row["weighting"] if held and row["weighting"] in figures.SHAPES else "none",
         "stages": row["n_stages"],
         "stage": figures.STAGES[min(row["n_stages"], len(figures.STAGES)) - 1],
-        "epochs": row["total_epochs"],
+        "epochs": row["epochs_total"],
         "seeds": row["seeds"],
-        "baseline": name_of(row) if is_base else "",
+        "baseline": display(row["methods"]) if is_base else "",
         "feasible": row["feasible"],
         "cost": number(costs[0].of(row)),
         "costs": [number(each.of(row)) for each in costs],
@@ -154,7 +143,7 @@ def entry(
     }
     out |= {each.name: float(f"{each.of(row):.7g}") for each in costs}
     out |= _drawn("validation", row["val_accuracy"], row["val_half_width"] if row["letter"] else None, low)
-    detail = [out["settings"], *(each.text(row) for each in costs)]
+    detail = [*filter(None, (row["anchoring"], row["settings"])), *(each.text(row) for each in costs)]
     detail.append(f"validation {out['val']} % ({plural(row['seeds'], 'seed')})")
     if known(row["test_accuracy"]):
         out |= _drawn("test", row["test_accuracy"], row["test_half_width"], low) | {

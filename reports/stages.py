@@ -14,10 +14,11 @@ from typing import Any
 import pandas as pd
 
 from reports.front import objectives, summarise, winner
-from reports.recipes import labels
+from reports.load import Run
+from reports.naming import named
 
 NAME = "stages.csv"
-_NEEDED = ("recipe", "recipe_id", "seed", "phase", "stage", "methods", "val_accuracy", "agreement_teacher")
+_NEEDED = ("methods", "recipe_id", "seed", "phase", "stage", "stage_methods", "val_accuracy", "agreement_teacher")
 _NUMBERS = ("seed", "val_accuracy", "agreement_teacher")
 # What is read at most, in bytes and in stages of a recipe.
 _BYTES, _STAGES = 2**28, 1000
@@ -53,17 +54,19 @@ def read(run: Path) -> pd.DataFrame | None:
     return table
 
 
-def contents(by_stage: pd.DataFrame | None, results: pd.DataFrame, info: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Everything that the page shows; None if there is nothing. results: the table of results. info: run.json."""
+def contents(by_stage: pd.DataFrame | None, run: Run) -> dict[str, Any] | None:
+    """Everything that the page shows; None if there is nothing."""
     if by_stage is None:
         return None
-    summary = summarise(results, *objectives(info))
+    summary = summarise(run.table, *objectives(run.info))
     best = winner(summary)
-    kept = groups(by_stage, labels(summary.to_dict("records")), best or "")
+    ordered = named(summary, run.table).sort_values("val_accuracy", ascending=False, kind="stable")
+    labels = {row["recipe_id"]: f"{row['name']}, {row['anchoring']}" for row in ordered.to_dict("records")}
+    kept = groups(by_stage, labels, best or "")
     if not kept:
         return None
     return {
-        "title": f"What each stage kept: {', '.join(sorted(results['pair'].unique()))}",
+        "title": f"What each stage kept: {', '.join(sorted(run.table['pair'].unique()))}",
         "badges": [],
         "counts": "Means over the seeds of the search, on validation, from stages.csv.",
         "best": None,
@@ -84,7 +87,7 @@ def groups(table: pd.DataFrame, labels: Mapping[str, str], best: str) -> list[di
     """
     search = table[(table["phase"] == "search") & table["recipe_id"].isin(list(labels))]
     several = search[search["stage"] > 1]
-    by_id: dict[str, str] = several.groupby("recipe_id")["recipe"].first().to_dict()  # type: ignore[assignment]
+    by_id: dict[str, str] = several.groupby("recipe_id")["methods"].first().to_dict()  # type: ignore[assignment]
     ordered = [name for name in (best, *labels) if name in by_id]
     if not ordered:
         return []
@@ -99,7 +102,7 @@ def groups(table: pd.DataFrame, labels: Mapping[str, str], best: str) -> list[di
 
 def _rows(mine: pd.DataFrame) -> list[dict[str, Any]]:
     means: dict[int, dict[str, float]] = mine.groupby("stage").mean(numeric_only=True).to_dict("index")  # type: ignore[assignment]
-    names: dict[int, str] = mine.groupby("stage")["methods"].first().to_dict()  # type: ignore[assignment]
+    names: dict[int, str] = mine.groupby("stage")["stage_methods"].first().to_dict()  # type: ignore[assignment]
     rows = []
     for stage, mean in sorted(means.items()):
         losses = []

@@ -1,8 +1,7 @@
-"""Numbers, names and times as the reports print them."""
+"""Numbers, costs and times as the reports, and the terminal, print them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,9 +10,9 @@ import pandas as pd
 from reports.statistics import Gain
 
 NONE = "–"  # noqa: RUF001 (en dash: not measured, or without effect)
+NOT = "not recorded"
 MINUS, TIMES = "−", "×"  # noqa: RUF001 (what a reader expects in a printed number)
 _PREFIXES = {10**3: "k", 10**6: "M", 10**9: "G", 10**12: "T", 10**15: "P", 10**18: "E"}
-WEIGHTINGS = {"fixed": "fixed λ", "tcp": "TCP, top class", "tcp_true": "TCP, true class"}
 
 
 def number(value: float) -> str:
@@ -32,21 +31,6 @@ def points(gain: Gain) -> str:
     """A difference of fractions in points, signed, with its interval where there is one."""
     text = f"{100 * gain.mean:+.2f}".replace("-", MINUS)
     return text + (f" ± {100 * gain.half_width:.2f}" if gain.half_width is not None else "")
-
-
-def display(recipe: str) -> str:
-    """`kd>rkd` as kd → rkd."""
-    return recipe.replace(">", " → ")
-
-
-def settings(row: Mapping[Any, Any]) -> str:
-    """How the stages of a row of results, or of a summary, are anchored."""
-    if int(row["n_stages"]) == 1:
-        return "one stage, nothing to anchor"
-    if row["anchor"] == "none":
-        return "no anchor"
-    kind = "" if row["anchor"] == "reference" else f", {row['anchor']}"
-    return f"λ {row['lambda_base']:g}, {WEIGHTINGS.get(row['weighting'], row['weighting'])}{kind}"
 
 
 def cost_text(cost: str, value: Any) -> str:
@@ -69,11 +53,17 @@ def plural(n: int, noun: str) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """Seconds as s, min or h."""
+    """Seconds as people say them: 0.35 s, 8 s, 3 min 20 s, 2 h 05 min."""
     if not known(seconds):
-        return "not recorded"
-    value = float(seconds)
-    return f"{number(value)} s" if value < 120 else f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+        return NOT
+    whole = round(float(seconds))
+    if whole < 10:
+        return f"{number(float(seconds))} s"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
 
 
 def when(iso: object) -> str:

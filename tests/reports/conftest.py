@@ -15,7 +15,7 @@ import pytest
 
 from reports import results
 from reports.front import objectives, summarise, winner, write_front
-from reports.recipe_file import recipe_yaml
+from reports.naming import recipe_yaml
 
 METHODS = ("kd", "fitnets", "rkd")
 EFFECT = {"kd": 0.022, "fitnets": 0.008, "rkd": 0.013}
@@ -29,15 +29,32 @@ def recipes_of_three() -> list[dict[str, Any]]:
         several = ">" in name
         for weighting in ("fixed", "tcp", "tcp_true") if several else ("fixed",):
             out.append(
-                {"recipe": name, "weighting": weighting, "lambda_base": 0.5, "anchor": "reference", "teachers": 1}
+                {"methods": name, "weighting": weighting, "lambda_base": 0.5, "anchor": "reference", "teachers": 1}
             )
-    out.append({"recipe": "kd>fitnets>rkd", "weighting": "fixed", "lambda_base": 0.5, "anchor": "none", "teachers": 1})
+    out.append({"methods": "kd>fitnets>rkd", "weighting": "fixed", "lambda_base": 0.5, "anchor": "none", "teachers": 1})
     return out
 
 
+def line(recipe: dict[str, Any]) -> str:
+    """A whole recipe in one line, as far as a made-up one has settings."""
+    said = {key: value for key, value in recipe.items() if key not in ("methods", "recipe_id") and value is not None}
+    return " ".join([recipe["methods"], *(f"{key}={value}" for key, value in sorted(said.items()))])
+
+
+def without_idle(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with null for the anchor's settings where these are idle."""
+    anchor = recipe["anchor"] if ">" in recipe["methods"] else None
+    weighed = {key: recipe[key] if anchor not in (None, "none") else None for key in ("weighting", "lambda_base")}
+    return recipe | weighed | {"anchor": anchor, "anchor_temperature": 4.0 if anchor == "reference" else None}
+
+
 def row(recipe: dict[str, Any], seed: int, phase: str, rng: np.random.Generator, **changes: Any) -> dict[str, Any]:
-    """One row of results; accuracy grows with methods and stages, with diminishing returns."""
-    stages = recipe["recipe"].split(">")
+    """One row of results; accuracy grows with methods and stages, with diminishing returns.
+
+    recipe: methods, the anchor's settings, idle ones too, and any settings beside them.
+    """
+    recipe = {"teachers": 1} | recipe
+    stages = recipe["methods"].split(">")
     seen: dict[str, int] = {}
     accuracy = 0.89
     for method in (m for stage in stages for m in stage.split("+")):
@@ -51,9 +68,10 @@ def row(recipe: dict[str, Any], seed: int, phase: str, rng: np.random.Generator,
         for stage in stages
     )
     cost += 0.3 * (len(stages) - 1) * (recipe["anchor"] != "none")
+    told = without_idle(recipe)
     return {
-        "teachers": 1,
-        **recipe,
+        **told,
+        "recipe": line(told),
         "recipe_id": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12],
         "pair": "tiny",
         "data": "digits",
@@ -67,24 +85,25 @@ def row(recipe: dict[str, Any], seed: int, phase: str, rng: np.random.Generator,
         "spent_flops": cost * 4e9,
         "spent_seconds": float(cost * 0.5),
         "params": 5370,
-        "epochs": 12,
-        "total_epochs": 12 * len(stages),
+        "epochs_total": 12 * len(stages),
         "n_stages": len(stages),
     } | changes
 
 
 def write(rows: list[dict[str, Any]], folder: Path) -> None:
-    """Write the table, with places in the order given."""
-    results.write([row | {"place": place} for place, row in enumerate(rows)], folder)
+    """Write the table, with positions in the order given."""
+    results.write([row | {"position": position} for position, row in enumerate(rows)], folder)
 
 
 def run_info(**changes: Any) -> dict[str, Any]:
     """run.json of a finished search on digits."""
-    config = {"space": "smskd", "pair": "tiny", "data": "digits", "methods": list(METHODS), "seeds": 3, "confirm": 5}
-    config |= {"cost": "flops", "seed": 0, "trials": None, "data_dir": None, "train_size": 1000}
+    config = {"space": "smskd", "methods": list(METHODS), "seeds": 3, "confirm": 5}
+    config |= {"cost": "flops", "seed": 0, "trials": None}
     return {
-        "schema": 1,
+        "schema": 2,
         "config": config,
+        "experiment": {"pair": "tiny", "data": "digits", "train_size": 1000},
+        "settings": {},
         "objectives": ["error", config["cost"]],
         "limits": {"params": None, "latency_ms": None, "flops": None},
         "box": {"error": [0.02, 0.12], "cost": [5e9, 1e11], "cost_name": "flops"},
@@ -139,14 +158,13 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         info = run_info(recipes=len(recipes), **info_changes)
         summary = summarise(results.read(folder), *objectives(info))
         best = winner(summary)
-        chosen = summary[summary["front"] | (summary["recipe"] == "kd")].to_dict("records")
-        for recipe in chosen:
-            settings = {key: recipe[key] for key in ("recipe", "weighting", "lambda_base", "anchor", "teachers")}
-            rows += [
-                row(settings, 100 + seed, "confirm", rng, recipe_id=recipe["recipe_id"]) for seed in range(confirm)
-            ]
-            if recipe["recipe_id"] == best:
-                (folder / "best.yaml").write_text(recipe_yaml(recipe, info["config"], 0))
+        ids = set(summary.loc[summary["front"] | (summary["methods"] == "kd"), "recipe_id"])
+        by_id = {row(recipe, 0, "search", rng)["recipe_id"]: recipe for recipe in recipes}
+        for recipe_id in summary.loc[summary["recipe_id"].isin(ids), "recipe_id"]:
+            rows += [row(by_id[recipe_id], 100 + seed, "confirm", rng) for seed in range(confirm)]
+            if recipe_id == best:
+                told = line(without_idle(by_id[recipe_id]))
+                (folder / "best.yaml").write_text(recipe_yaml(told, info["experiment"], 0))
         info |= {"front": summary.loc[summary["front"], "recipe_id"].tolist(), "winner": best}
         if not confirm:
             info["confirm"] = {"seeds": [], "opened": None, "reopened": False}

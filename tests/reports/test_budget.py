@@ -61,7 +61,7 @@ def test_what_is_no_point_or_no_box_is_refused() -> None:
 
 
 def search(recipes: list[dict[str, object]], seeds: int = 3, sd: float = 0.0) -> pd.DataFrame:
-    """Rows of a search, in another order than that of `place`; each training costs a tenth of its recipe's FLOPs."""
+    """Rows of a search, in another order than that of `position`; each training costs a tenth of its recipe's FLOPs."""
     rng = np.random.default_rng(0)
     rows = []
     for recipe in recipes:
@@ -74,7 +74,7 @@ def search(recipes: list[dict[str, object]], seeds: int = 3, sd: float = 0.0) ->
                     "seed": seed,
                     "spent_flops": float(recipe["train_flops"]) / 10,  # type: ignore[arg-type]
                     "spent_seconds": 2.0,
-                    "place": len(rows),
+                    "position": len(rows),
                     **recipe,
                     "val_accuracy": float(recipe["accuracy"]) + sd * rng.normal(),  # type: ignore[arg-type]
                 }

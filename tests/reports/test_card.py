@@ -15,13 +15,13 @@ import pytest
 import yaml
 from scipy import stats
 
-from reports import card, results
-from reports.build import build, main, read_info
+from reports import card, load, results
+from reports.build import build, main
 from reports.tables import markdown_text
-from reports.text import MINUS, cost_text
+from reports.text import MINUS, cost_text, duration
 
 Make = Callable[..., Path]
-KD = {"recipe": "kd", "weighting": "fixed", "lambda_base": 0.5, "anchor": "reference", "teachers": 1}
+KD = {"methods": "kd", "weighting": "fixed", "lambda_base": 0.5, "anchor": "reference", "teachers": 1}
 STUDENT = {
     **{"network": "tiny_student", "recipe": "kd", "seed": 2, "val_accuracy": 0.9321, "key": "k" * 64, "classes": 10},
     **{"channels": 1, "height": 8, "width": 8, "mean": [0.3], "std": [0.4], "pixels": "float32", "sha256": "0" * 64},
@@ -95,7 +95,7 @@ def test_its_numbers_recomputed(make_run: Make) -> None:
         assert text.count(f"\n## {part}\n") == 1
     assert "commit `abc1234def5678`" in text and "torch 2.14.1" in text
     spent = table["spent_seconds"].sum()
-    assert f"{spent / 60:.1f} min on the device" in text
+    assert f"{duration(spent)} on the device" in text and f"{spent // 60:.0f} min {round(spent % 60):02d} s" in text
 
 
 def test_the_gain_recomputed(make_run: Make) -> None:
@@ -103,7 +103,7 @@ def test_the_gain_recomputed(make_run: Make) -> None:
     text, table = text_of(run), results.read(run)
     best = best_of(table)
     confirm = table[table["phase"] == "confirm"].pivot(index="seed", columns="recipe_id", values="test_accuracy")
-    base = table.loc[table["recipe"] == "kd", "recipe_id"].iloc[0]
+    base = table.loc[table["methods"] == "kd", "recipe_id"].iloc[0]
     difference = confirm[best] - confirm[base]
     half = stats.t.ppf(0.975, 4) * difference.std(ddof=1) / math.sqrt(5)
     shown = f"{100 * difference.mean():+.2f} ± {100 * half:.2f}"
@@ -220,7 +220,7 @@ def test_the_front_table_recomputed(make_run: Make) -> None:
     build(run)
     md, table = (run / "tables.md").read_text(), results.read(run)
     search, confirm = (table[table["phase"] == phase] for phase in ("search", "confirm"))
-    by_recipe = search.groupby("recipe_id").agg({"val_accuracy": "mean", "train_flops": "mean", "recipe": "first"})
+    by_recipe = search.groupby("recipe_id").agg({"val_accuracy": "mean", "train_flops": "mean", "methods": "first"})
     front = [
         of
         for of, row in by_recipe.iterrows()
@@ -236,7 +236,7 @@ def test_the_front_table_recomputed(make_run: Make) -> None:
     assert [letter for letter in lines if letter.isalpha()] == [chr(ord("A") + k) for k in range(len(front))]
     for letter, of in zip("ABCDEFGHIJ", ordered, strict=False):
         line = lines[letter]
-        assert line[1].startswith(by_recipe.loc[of, "recipe"].replace(">", " → "))
+        assert line[1].startswith(by_recipe.loc[of, "methods"].replace(">", " → "))
         assert line[3] == f"{100 * by_recipe.loc[of, 'val_accuracy']:.2f} ± {100 * interval(groups, 3):.2f}"
         tested = confirm[confirm["recipe_id"] == of]["test_accuracy"]
         assert line[6].startswith(f"{100 * tested.mean():.2f} ± ") and line[7] == "5"
@@ -245,9 +245,9 @@ def test_the_front_table_recomputed(make_run: Make) -> None:
     assert sum("winner" in line[1] for line in lines.values()) == 1
     assert sum("baseline" in line[1] for line in lines.values()) == 1
     gains = grid(md, "|  | recipe | split")
-    others = [of for of in front if by_recipe.loc[of, "recipe"] != "kd"]
+    others = [of for of in front if by_recipe.loc[of, "methods"] != "kd"]
     assert {line[8] for line in gains} <= {"above", "below", "unclear"} and len(gains) == 2 * len(others) > 0
-    base = by_recipe.index[by_recipe["recipe"] == "kd"][0]
+    base = by_recipe.index[by_recipe["methods"] == "kd"][0]
     seeds = confirm.pivot(index="seed", columns="recipe_id", values="test_accuracy")
     for line in (line for line in gains if line[2] == "test"):
         difference = seeds[ordered[ord(line[0]) - ord("A")]] - seeds[base]
@@ -270,7 +270,7 @@ def test_latex_has_the_numbers_of_markdown(make_run: Make) -> None:
     ("cost", "value", "text"),
     [
         ("flops", 3.852e8, "385 MFLOP"), ("flops", 12.0, "12 FLOP"), ("flops", 2.5e18, "2.5 EFLOP"),
-        ("params", 1442, "1.44 k parameters"), ("params", 12, "12 parameters"), ("seconds", 90.0, "90 s"),
+        ("params", 1442, "1.44 k parameters"), ("params", 12, "12 parameters"), ("seconds", 90.0, "1 min 30 s"),
         ("latency", 0.3123, "0.312 ms"), ("latency", None, "–"),  # noqa: RUF001
     ],
 )  # fmt: skip
@@ -283,10 +283,10 @@ def test_2000_recipes_take_no_longer_than_the_page(make_run: Make) -> None:
 
     from reports import gains
 
-    recipes = [KD | {"recipe": "kd>rkd", "lambda_base": k / 2000, "weighting": "tcp"} for k in range(1999)]
+    recipes = [KD | {"methods": "kd>rkd", "lambda_base": k / 2000, "weighting": "tcp"} for k in range(1999)]
     run = make_run(recipes=[KD, *recipes])
-    table, info = results.read(run), read_info(run)
+    read = load.run(run)
     started = time.process_time()
-    gains.write(run, table, info)
-    card.write(run, table, info)
+    gains.write(run, read)
+    card.write(run, read)
     assert time.process_time() - started < 3

@@ -55,7 +55,7 @@ def test_summary_equals_plain_loops(table: pd.DataFrame) -> None:
         assert row["seeds"] == len(values) == 3
         assert row["val_accuracy"] == pytest.approx(sum(values) / 3)
         tests = [r["test_accuracy"] for r in records if r["recipe_id"] == row["recipe_id"] and r["phase"] == "confirm"]
-        assert bool(tests) == bool(row["letter"] or row["recipe"] == "kd")
+        assert bool(tests) == bool(row["letter"] or row["methods"] == "kd")
         if tests:
             assert row["test_accuracy"] == pytest.approx(sum(tests) / 5) and row["confirm_seeds"] == 5
         else:
@@ -144,7 +144,7 @@ def test_what_breaks_a_limit_is_listed_but_neither_on_the_front_nor_the_winner(t
 
 
 def test_costs_and_limits_are_those_of_run_json() -> None:
-    info = {"config": {"cost": "params"}}
+    info: dict[str, Any] = {"objectives": ["error", "params"]}
     assert objectives(info) == (["params"], {})
     info |= {"objectives": ["error", "flops", "seconds"], "limits": {"flops": 3.0}}
     assert objectives(info) == (["flops", "seconds"], {"flops": 3.0})

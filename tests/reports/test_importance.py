@@ -15,9 +15,14 @@ from reports.importance import Importance, importance
 
 def summary(rows: list[dict[str, object]]) -> pd.DataFrame:
     """A summary of recipes with what importance reads."""
-    base = {"n_stages": 1, "lambda_base": 0.5, "weighting": "fixed", "anchor": "reference", "teachers": 1}
-    base |= {"seeds": 3, "val_sd": 0.0, "train_flops": 1e9}
-    return pd.DataFrame([base | {"n_stages": str(row["recipe"]).count(">") + 1} | row for row in rows])
+    base = {"pair": "tiny", "lambda_base": 0.5, "weighting": "fixed", "anchor": "reference", "teachers": 1}
+    base |= {"anchor_temperature": 4.0, "seeds": 3, "val_sd": 0.0, "train_flops": 1e9}
+    table = pd.DataFrame([base | {"n_stages": str(row["methods"]).count(">") + 1} | row for row in rows])
+    table = table.astype({"anchor": "str", "weighting": "str"})
+    alone = table["n_stages"] == 1
+    table.loc[alone, "anchor"] = None
+    table.loc[alone | (table["anchor"] == "none"), ["weighting", "lambda_base", "anchor_temperature"]] = None
+    return table
 
 
 def shares(found: list[Importance], objective: str = "error") -> dict[str, float]:
@@ -28,7 +33,7 @@ def test_shares_of_a_full_grid_by_hand() -> None:
     # two counts of two orders each, without anchor: means 0.5, 0.7 | 0.6, 1.0; between counts (0.1)^2, in all 0.035
     table = summary(
         [
-            {"recipe": name, "val_accuracy": accuracy, "anchor": "none", "train_flops": 1e9 * (1 + name.count(">"))}
+            {"methods": name, "val_accuracy": accuracy, "anchor": "none", "train_flops": 1e9 * (1 + name.count(">"))}
             for name, accuracy in (("kd", 0.5), ("rkd", 0.7), ("kd>rkd", 0.6), ("rkd>kd", 1.0))
         ]
     )
@@ -52,7 +57,7 @@ def grid(effect: dict[str, float], lambdas: tuple[float, ...] = (0.1, 0.5, 2.0))
                 continue
             accuracy = 0.7 + effect["count"] * several + effect["order"] * name.startswith("rkd")
             accuracy += several * (effect["lambda"] * lambdas.index(lam) + effect["weighting"] * (weighting == "tcp"))
-            rows.append({"recipe": name, "val_accuracy": accuracy, "lambda_base": lam, "weighting": weighting})
+            rows.append({"methods": name, "val_accuracy": accuracy, "lambda_base": lam, "weighting": weighting})
     return summary(rows)
 
 
@@ -95,7 +100,7 @@ def known_function(n: int) -> pd.DataFrame:
         accuracy = 0.7 + 0.03 * len(stages) + 0.05 * (stages[0] == "kd")
         weighting = str(rng.choice(["fixed", "tcp"]))
         rows.append(
-            {"recipe": ">".join(stages), "val_accuracy": accuracy, "lambda_base": lam, "weighting": weighting}
+            {"methods": ">".join(stages), "val_accuracy": accuracy, "lambda_base": lam, "weighting": weighting}
             | {"train_flops": 1e9 * len(stages), "val_sd": 0.004}
         )
     return summary(rows)
@@ -139,10 +144,10 @@ def test_bars_grow_with_the_noise_and_hold_the_truth() -> None:
 
 
 def test_nothing_to_tell() -> None:
-    one = summary([{"recipe": "kd", "val_accuracy": 0.7}])
+    one = summary([{"methods": "kd", "val_accuracy": 0.7}])
     assert importance(one, cost_columns=["train_flops"]) == []
     assert importance(one.iloc[:0], cost_columns=[]) == []
-    same = summary([{"recipe": "kd", "val_accuracy": 0.7}, {"recipe": "rkd", "val_accuracy": 0.7}])
+    same = summary([{"methods": "kd", "val_accuracy": 0.7}, {"methods": "rkd", "val_accuracy": 0.7}])
     assert importance(same, cost_columns=[]) == []
     seeds_of_one = grid({"count": 0.1, "order": 0.1, "lambda": 0.0, "weighting": 0.0}).assign(seeds=1, val_sd=math.nan)
     assert {(x.low, x.high) for x in importance(seeds_of_one, cost_columns=[])} == {(None, None)}

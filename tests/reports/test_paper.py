@@ -16,7 +16,8 @@ from scipy import stats
 
 from reports import paper, results
 from reports.build import build
-from reports.paper import Run, main, tables
+from reports.load import Run
+from reports.paper import main, tables
 from reports.tables import Grid, Table, latex, markdown
 from reports.text import MINUS, NONE
 from tests.reports.conftest import row, run_info, write
@@ -24,7 +25,7 @@ from tests.reports.conftest import row, run_info, write
 THREE, JOINT = "kd>fitnets>rkd", "kd+fitnets+rkd"
 PAIR = "resnet50_mobilenetv2"
 CIFAR = {"data": "cifar100", "pair": PAIR}
-FULL = {"config": {"cost": "flops", "train_size": None}}
+FULL = {"experiment": {"pair": PAIR, "data": "cifar100"}}
 SETTINGS = {
     "tcp": ("reference", "tcp"),
     "fixed": ("reference", "fixed"),
@@ -35,12 +36,13 @@ SETTINGS = {
 
 
 def rows_of(
-    recipe: str, accuracy: float, setting: str = "fixed", *, seeds: int = 5, noise: float = 0.002, **changes: Any
+    methods: str, accuracy: float, setting: str = "fixed", *, seeds: int = 5, noise: float = 0.002, **changes: Any
 ) -> list[dict[str, Any]]:
     """Rows of one recipe: mean validation accuracy in per cent, standard deviation of its own noise as a fraction."""
     anchor, weighting = SETTINGS[setting]
-    settings = {"recipe": recipe, "weighting": weighting, "lambda_base": 0.5, "anchor": anchor}
-    name = int.from_bytes(f"{recipe} {setting}".encode(), "little")
+    lambda_base = changes.pop("lambda_base", 0.5)
+    settings = {"methods": methods, "weighting": weighting, "lambda_base": lambda_base, "anchor": anchor}
+    name = int.from_bytes(f"{methods} {setting}".encode(), "little")
     draws = np.random.default_rng(name).normal(size=seeds)
     values = accuracy / 100 + noise * (draws - draws.mean()) / (draws.std(ddof=1) if seeds > 1 else 1)
     return [
@@ -57,11 +59,11 @@ def made(folder: Path, rows: list[dict[str, Any]], **info: Any) -> Path:
     return folder
 
 
-def run(rows: list[dict[str, Any]], *, teachers: list[int] | None = None, **info: Any) -> Run:
-    """A run in memory, with the number of teachers of each row where the table is to have that column."""
-    table = pd.DataFrame(rows, columns=list(results.COLUMNS)).drop(columns="teachers", errors="ignore")
-    if teachers is not None:
-        table["teachers"] = teachers
+def run(rows: list[dict[str, Any]], **info: Any) -> Run:
+    """A run in memory."""
+    settings = list(dict.fromkeys(name for row in rows for name in row if name not in results.COLUMNS))
+    table = pd.DataFrame(rows, columns=[*results.COLUMNS, *settings])
+    table = table.astype({name: column.dtype for name, column in results.COLUMNS.items() if name != "position"})
     return Run(table=table, info=run_info(**info))
 
 
@@ -129,7 +131,7 @@ def test_unequal_budgets_are_refused_and_equal_ones_found_in_another_run() -> No
     text = "SMSKD (TCP) above joint training"
     found = claim(tables([run(staged + short)]), "Systems", text)
     assert found["verdict"] == "unequal budgets: 36 against 12 epochs" and found["ours, points"] == NONE
-    long = rows_of(JOINT, 91.0, epochs=36, total_epochs=36)
+    long = rows_of(JOINT, 91.0, epochs_total=36)
     both = tables([run(staged + short), run(long)])
     found = claim(both, "Systems", text)
     assert (found["verdict"], found["total epochs"], found["ours, points"][:5]) == ("holds", "36", "+1.00")
@@ -139,7 +141,7 @@ def test_unequal_budgets_are_refused_and_equal_ones_found_in_another_run() -> No
 
 def test_of_several_equal_budgets_the_longest_is_judged() -> None:
     short = rows_of(THREE, 92.0, "fixed") + rows_of(THREE, 90.0, "none")
-    long = rows_of(THREE, 92.0, "fixed", total_epochs=72) + rows_of(THREE, 93.0, "none", total_epochs=72)
+    long = rows_of(THREE, 92.0, "fixed", epochs_total=72) + rows_of(THREE, 93.0, "none", epochs_total=72)
     found = claim(tables([run(short), run(long)]), "Ablation 1", "a reference with fixed λ above none")
     assert (found["total epochs"], found["verdict"]) == ("72", "doesn't hold")
 
@@ -153,7 +155,7 @@ def test_only_on_the_published_data_and_pair_numbers_are_compared() -> None:
     )
     digits = [each | {"data": "digits"} for each in rows]
     another = [each | {"pair": "vgg19_resnet18"} for each in rows]
-    part = {"config": {"cost": "flops", "train_size": 5000}}
+    part = {"experiment": {"pair": PAIR, "data": "cifar100", "train_size": 5000}}
     for other, what in (
         (run(digits, **FULL), "digits"),
         (run(another, **FULL), "vgg19_resnet18"),
@@ -200,9 +202,9 @@ def test_the_published_numbers_are_those_of_the_method_page() -> None:
     }
 
 
-def test_an_ensemble_is_told_by_its_teachers_and_absent_means_one() -> None:
+def test_an_ensemble_is_told_by_its_teachers() -> None:
     joint, ensemble = rows_of(JOINT, 91.0), [each | {"recipe_id": "e" * 12} for each in rows_of(JOINT, 92.0)]
-    found = tables([run(joint + ensemble, teachers=[1] * 5 + [3] * 5)])
+    found = tables([run(joint + [each | {"teachers": 3} for each in ensemble])])
     assert claim(found, "Systems", "ensemble above joint training")["ours, points"].startswith("+1.00")
     found = tables([run(joint)])
     assert measured(found, "Systems", "joint training")[0]["ours, %"].startswith("91.00")
@@ -232,14 +234,14 @@ def test_orders_are_judged_against_equal_recipes() -> None:
     noisy = run(orders(0.6, 0.004))  # more than equal recipes show in half of all experiments, less than in 95 %
     found = claim(tables([noisy]), "Ablation 4", "best order minus worst")
     assert found["verdict"].startswith("can't tell") and found["published"] == "+0.3 to +0.8"
-    values = noisy.table.pivot(index="seed", columns="recipe", values="val_accuracy").to_numpy() * 100
+    values = noisy.table.pivot(index="seed", columns="methods", values="val_accuracy").to_numpy() * 100
     rest = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
     limit = stats.studentized_range.ppf(0.95, 6, 20) * math.sqrt((rest**2).sum() / 20 / 5)
     assert f"above {limit:.2f} in one of 20" in found["verdict"]
     assert any("biased upwards" in remark for remark in table(tables([noisy]), "Ablation 4").remarks)
     equal = claim(tables([run(orders(0.02, 0.0005, **CIFAR), **FULL)]), "Ablation 4", "best order minus worst")
     assert equal["verdict"].startswith("doesn't hold")
-    longer = [each | {"epochs": 24, "total_epochs": 72} for each in orders(1.0, 0.002)]
+    longer = [each | {"epochs_total": 72} for each in orders(1.0, 0.002)]
     both = claim(tables([run(orders(2.0, 0.002)), run(longer)]), "Ablation 4", "best order minus worst")
     assert (both["ours, points"], both["total epochs"]) == ("+1.00", "72")
     five = claim(tables([run(orders(2.0, 0.002)[5:])]), "Ablation 4", "best order minus worst")
@@ -320,7 +322,7 @@ def test_a_recipe_with_a_failed_seed_and_one_of_two_ids_have_no_number() -> None
     twice = rows_of(THREE, 90.0, "tcp") + [each | {"recipe_id": "f" * 12} for each in rows_of(THREE, 91.0, "tcp")]
     found = tables([run(failed + twice + rows_of(THREE, 90.0, "none"))])
     assert measured(found, "Ablation 1", "SMSKD, fixed λ")[0]["ours, %"] == "not complete"
-    assert measured(found, "Ablation 1", "SMSKD, TCP")[0]["ours, %"] == "not told apart by the columns: 2 recipes"
+    assert measured(found, "Ablation 1", "SMSKD, TCP")[0]["ours, %"] == "2 recipes that differ in other settings"
     verdict = claim(found, "Ablation 1", "a reference with fixed λ above none")["verdict"]
     assert verdict == "not complete: SMSKD, fixed λ"
 
@@ -353,7 +355,7 @@ def test_runs_that_contradict_each_other_are_refused() -> None:
     for info, what in (
         ({"teacher": {"digest": "0a"}}, "digest of the teacher"),
         ({"dataset": {"fingerprint": "0a"}}, "fingerprint of the data"),
-        ({"config": {"train_size": None}}, "train_size"),
+        ({"experiment": {}}, "train_size"),
     ):
         with pytest.raises(ValueError, match=f"must have one {what} of tiny on digits"):
             tables([one, run(rows_of("rkd", 90.0), **info)])
@@ -409,7 +411,7 @@ def test_the_command_writes_where_it_is_told_and_the_same_bytes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = made(tmp_path / "one", rows_of(THREE, 92.0, "tcp"))
-    two = made(tmp_path / "two", rows_of(JOINT, 90.0, epochs=36, total_epochs=36))
+    two = made(tmp_path / "two", rows_of(JOINT, 90.0, epochs_total=36))
     out = tmp_path / "deep" / "out"
     assert main([f"run={one}", f"run={two}", f"out={out}"]) == 0
     assert capsys.readouterr().out.split() == [str(out / "paper.md"), str(out / "paper.tex")]
@@ -429,7 +431,7 @@ def test_bad_input_is_one_line_and_leaves_the_old_files(
     whole = (folder / "run.json").read_text()
     for content, message in (
         (whole[:50], "damaged or half-written"),
-        (json.dumps(json.loads(whole) | {"schema": 9}), "has schema 9, but this program reads 1"),
+        (json.dumps(json.loads(whole) | {"schema": 9}), "has schema 9, but this program reads 2"),
     ):
         (folder / "run.json").write_text(content)
         assert main([f"run={folder}"]) == 2

@@ -81,7 +81,7 @@ class Truth:
         self.front = self.undominated({i: self.mean[i] for i in self.mean.index if self.feasible[i]})
         self.winner = self.mean[self.feasible].idxmax()
         one = self.search[self.search["n_stages"] == 1]
-        self.base = one.loc[one["recipe"] == "kd", "recipe_id"].iloc[0]
+        self.base = one.loc[one["methods"] == "kd", "recipe_id"].iloc[0]
 
     def undominated(self, accuracy: dict[str, float]) -> list[str]:
         """Ids that none other dominates, in order of the first cost: by the definition, pair by pair."""
@@ -137,7 +137,7 @@ def area(points: list[tuple[float, float]], box: dict[str, Any]) -> float:
 
 def anova(truth: Truth, values: pd.Series) -> dict[str, float]:
     """Shares of the variance over the orders of methods, where nothing but the stages varies."""
-    recipe = truth.search.groupby("recipe_id")[["recipe", "n_stages"]].first()
+    recipe = truth.search.groupby("recipe_id")[["methods", "n_stages"]].first()
     frame = pd.DataFrame({"y": values - values.mean(), "n": recipe["n_stages"]})
     whole = (frame["y"] ** 2).sum()
     count = (frame.groupby("n")["y"].transform("mean") ** 2).sum() / whole
@@ -149,15 +149,15 @@ def number(text: str) -> float:
 
 
 def in_units(text: str) -> float:
-    value, unit = text.split(" ")[:2]
-    return number(value) * UNIT[unit]
+    parts = text.split(" ")
+    return sum(number(value) * UNIT[unit] for value, unit in zip(parts[::2], parts[1::2], strict=False) if unit in UNIT)
 
 
 def orders() -> list[dict[str, Any]]:
     """All orders of one to three methods: the default space, a full grid."""
     names = [">".join(o) for n in (1, 2, 3) for o in itertools.permutations(("kd", "fitnets", "rkd"), n)]
     base = {"weighting": "fixed", "lambda_base": 0.5, "anchor": "reference", "teachers": 1}
-    return [{"recipe": name, **base} for name in names]
+    return [{"methods": name, **base} for name in names]
 
 
 def infinite() -> list[dict[str, Any]]:
@@ -167,7 +167,7 @@ def infinite() -> list[dict[str, Any]]:
     for _ in range(60):
         stages = rng.choice(["kd", "fitnets", "rkd", "at"], size=rng.integers(2, 5))
         weighting, lam = str(rng.choice(["fixed", "tcp"])), round(float(rng.uniform(0.1, 2)), 6)
-        out.append({"recipe": ">".join(stages), "weighting": weighting, "lambda_base": lam, "anchor": "reference"})
+        out.append({"methods": ">".join(stages), "weighting": weighting, "lambda_base": lam, "anchor": "reference"})
     return [{"teachers": 1, **recipe} for recipe in out]
 
 
@@ -255,7 +255,7 @@ def compare(truth: Truth, page: Page) -> None:
     rows = [row for row in page.rows('id="front"') if row[0]]
     assert [row[0] for row in rows] == [letters[i] for i in truth.front]
     for of, row in zip(truth.front, rows, strict=True):
-        epochs = truth.search.loc[truth.search["recipe_id"] == of, "total_epochs"].iloc[0]
+        epochs = truth.search.loc[truth.search["recipe_id"] == of, "epochs_total"].iloc[0]
         assert row[4] == str(epochs) and row[6] == f"{100 * truth.mean[of]:.2f} ± {100 * val_half:.2f}"
         assert row[7] == f"{100 * truth.test[of]:.2f} ± {100 * test_half:.2f}"
         assert number(row[8]) == pytest.approx(100 * (truth.mean[of] - truth.test[of]), abs=0.0051)
@@ -306,7 +306,7 @@ def compare(truth: Truth, page: Page) -> None:
     # hypervolume: the curve, the spent budget, the share outside
     box = truth.info["box"]
     every = truth.table[truth.table["phase"] == "search"]
-    told = every.groupby("recipe_id")["place"].max().sort_values().index
+    told = every.groupby("recipe_id")["position"].max().sort_values().index
     spent = every.groupby("recipe_id")["spent_flops"].sum()[told].cumsum().to_numpy()
     curve = page.data["hypervolume"]
     assert np.array(curve["spent"]) / curve["spent"][-1] == pytest.approx(spent / spent[-1], rel=1e-5)
@@ -347,7 +347,7 @@ def compare(truth: Truth, page: Page) -> None:
     # what was spent, and what it would have been
     complete = truth.table[truth.table["status"] == "complete"]
     sentence = re.search(
-        r"([\d.,]+ \w+) and ([\d.,]+ \w+) of training were spent.*?own, ([\d.,]+ \w+) and ([\d.,]+ \w+)\.", page.text
+        r"([\d.,]+ \w+) and ([\d., a-z]+) of training were spent.*?own, ([\d.,]+ \w+) and ([\d., a-z]+)\.", page.text
     )
     assert sentence
     sums = [truth.table["spent_flops"].sum(), truth.table["spent_seconds"].sum()]

@@ -15,29 +15,14 @@ import pytest
 from reports import results
 
 ROW: dict[str, Any] = {
-    **{"recipe": "kd>rkd", "recipe_id": "0123456789ab", "pair": "tiny", "data": "digits", "seed": 0, "phase": "search"},
-    "place": 0,
-    **{"status": "complete", "error": None, "val_accuracy": 0.9, "test_accuracy": None},
-    **{"test_best_accuracy": None, "train_flops": 1e9},
-    **{
-        "device_seconds": 2.5,
-        "spent_flops": 2e8,
-        "spent_seconds": 0.5,
-        "params": 10,
-        "latency_ms": None,
-        "epochs": 3,
-        "total_epochs": 6,
-    },
-    **{
-        "n_stages": 2,
-        "weighting": "fixed",
-        "lambda_base": 0.5,
-        "anchor": "reference",
-        "teachers": 1,
-        "extra_teacher_flops": None,
-    },
+    **{"recipe": "kd>rkd learning_rate=0.1", "recipe_id": "0123456789ab", "methods": "kd>rkd"},
+    **{"pair": "tiny", "data": "digits", "seed": 0, "phase": "search", "position": 0},
+    **{"status": "complete", "error": None, "val_accuracy": 0.9, "test_accuracy": None, "test_best_accuracy": None},
+    **{"train_flops": 1e9, "device_seconds": 2.5, "spent_flops": 2e8, "spent_seconds": 0.5, "params": 10},
+    **{"latency_ms": None, "epochs_total": 6, "n_stages": 2, "anchor": "reference", "weighting": "fixed"},
+    **{"lambda_base": 0.5, "anchor_temperature": None, "teachers": 1, "extra_teacher_flops": None},
 }
-FAILED = ROW | {"seed": 1, "place": 1, "status": "failed", "error": "loss is NaN", "val_accuracy": None}
+FAILED = ROW | {"seed": 1, "position": 1, "status": "failed", "error": "loss is NaN", "val_accuracy": None}
 
 
 def test_read_returns_what_was_written(tmp_path: Path) -> None:
@@ -58,7 +43,7 @@ def test_types_hold_where_all_values_are_null_and_where_there_are_no_rows(tmp_pa
     for rows in ([FAILED], []):
         results.write(rows, tmp_path)
         schema = pq.read_schema(tmp_path / "results.parquet")
-        assert schema.metadata[b"smskd_schema"] == b"3"
+        assert schema.metadata[b"smskd_schema"] == b"4"
         kinds = {"str": "string", "int64": "int64", "float64": "double"}
         assert [str(field.type) for field in schema] == [kinds[c.dtype] for c in results.COLUMNS.values()]
         assert len(results.read(tmp_path)) == len(rows)
@@ -70,7 +55,7 @@ def test_the_order_of_rows_does_not_matter_and_numpy_values_are_taken(tmp_path: 
         "test_accuracy": np.float64(0.8),
         "seed": np.int64(7),
         "n_stages": 1,
-        "place": 2,
+        "position": 2,
     }
     results.write([ROW, FAILED, confirm], tmp_path)
     files = [(tmp_path / name).read_bytes() for name in ("results.parquet", "results.csv")]
@@ -91,10 +76,14 @@ def test_the_order_of_rows_does_not_matter_and_numpy_values_are_taken(tmp_path: 
         ({"val_accuracy": math.nan}, "a complete row has val_accuracy"),
         ({"test_accuracy": 0.8}, "test_accuracy belongs to phase confirm only"),
         ({"test_best_accuracy": 0.8}, "test_best_accuracy belongs to phase confirm only"),
-        ({"place": None}, "place must not be null"),
+        ({"position": None}, "position must not be null"),
         ({"phase": "test"}, "phase must be one of search, confirm"),
         ({"status": "running"}, "status must be one of complete, failed, pruned"),
-        ({"colour": "red"}, r"unknown columns \['colour'\]"),
+        ({"Colour": "red"}, "'Colour' in the search row .* is neither a column nor a setting"),
+        ({"a.b.c.d": 1}, "'a.b.c.d' in the search row .* is neither a column nor a setting"),
+        ({"letter": "A"}, "'letter' in the search row .* is neither a column nor a setting"),
+        ({"learning_rate": math.inf}, "learning_rate must be a text, a finite number or a truth value, but is inf"),
+        ({"learning_rate": [1]}, "learning_rate must be a text, a finite number or a truth value"),
     ],
 )
 def test_bad_rows_are_refused_and_nothing_is_written(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -108,10 +97,10 @@ def test_a_row_may_not_occur_twice(tmp_path: Path) -> None:
         results.write([ROW, ROW], tmp_path)
 
 
-def test_a_place_is_of_one_row_of_a_pair(tmp_path: Path) -> None:
+def test_a_position_is_of_one_row_of_a_pair(tmp_path: Path) -> None:
     results.write([ROW, ROW | {"pair": "other"}], tmp_path)
-    with pytest.raises(ValueError, match=r"place 0 must be of one row, but is of .* seed 0 and of .* seed 1"):
-        results.write([ROW, FAILED | {"place": 0}], tmp_path)
+    with pytest.raises(ValueError, match=r"position 0 must be of one row, but is of .* seed 0 and of .* seed 1"):
+        results.write([ROW, FAILED | {"position": 0}], tmp_path)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +134,7 @@ def test_damaged_files_and_other_schemas_are_named(tmp_path: Path) -> None:
             results.read(tmp_path)
     for metadata, found in (({b"smskd_schema": b"1"}, "'1'"), (None, "'none'")):
         pq.write_table(table.replace_schema_metadata(metadata), path)
-        with pytest.raises(ValueError, match=f"schema version {found}, but this program reads 3; run the same search"):
+        with pytest.raises(ValueError, match=f"schema version {found}, but this program reads 4; run the same search"):
             results.read(tmp_path)
     pq.write_table(table.drop_columns(["seed"]), path)
     with pytest.raises(ValueError, match=r"column seed .* no such column"):

@@ -77,8 +77,8 @@ def test_the_winner_is_flattered_by_the_search_and_not_by_fresh_seeds() -> None:
     parts = np.array_split(np.arange(searches * recipes), searches)
     chosen = [winner(summary.iloc[part]) for part in parts]
     assert None not in chosen
-    places = [int(str(name)[:6]) * recipes + int(str(name)[6:]) for name in chosen]
-    true = truth.ravel()[places]
+    at = [int(str(name)[:6]) * recipes + int(str(name)[6:]) for name in chosen]
+    true = truth.ravel()[at]
     winners = np.array(chosen)
     fresh = rows("confirm", winners, rng.normal(true[:, None], NOISE, size=(searches, 5)))
     seen = summarise(pd.concat([search[search["recipe_id"].isin(winners)], fresh]), ["flops"])

@@ -15,11 +15,11 @@ LABELS = {"b": "kd>rkd, λ 0.5", "a": "kd", "c": "kd>rkd, no anchor", "d": "rkd>
 
 
 def row(
-    recipe_id: str, recipe: str, seed: int, stage: int, losses: list[float], phase: str = "search"
+    recipe_id: str, methods: str, seed: int, stage: int, losses: list[float], phase: str = "search"
 ) -> dict[str, object]:
     return {
-        "recipe": recipe, "recipe_id": recipe_id, "seed": seed, "phase": phase, "stage": stage,
-        "methods": recipe.split(">")[stage - 1], "val_accuracy": 0.9 + 0.02 * seed, "agreement_teacher": 0.8,
+        "methods": methods, "recipe_id": recipe_id, "seed": seed, "phase": phase, "stage": stage,
+        "stage_methods": methods.split(">")[stage - 1], "val_accuracy": 0.9 + 0.02 * seed, "agreement_teacher": 0.8,
         "agreement_previous": None if stage == 1 else 0.95,
         **{f"loss_of_stage_{k}": loss for k, loss in enumerate(losses, 1)},
     }  # fmt: skip
@@ -59,7 +59,7 @@ def test_files_that_are_none_are_named(tmp_path: Path) -> None:
     (tmp_path / stages.NAME).write_text("\n")
     assert stages.read(tmp_path) is None
     (tmp_path / stages.NAME).write_text("recipe,seed\nkd,0\n")
-    with pytest.raises(ValueError, match=r"stages.csv lacks the columns recipe_id"):
+    with pytest.raises(ValueError, match=r"stages.csv lacks the columns methods, recipe_id"):
         stages.read(tmp_path)
 
 
@@ -70,7 +70,7 @@ def test_the_page_shows_it_and_escapes_it(make_run: Callable[..., Path]) -> None
     rows = results.read(run)
     several = rows[(rows["phase"] == "search") & (rows["n_stages"] > 1)].iloc[0]
     evil = "<script>alert(1)</script>"
-    told = [row(several["recipe_id"], several["recipe"], 0, k, [0.25] * k) | {"methods": evil} for k in (1, 2)]
+    told = [row(several["recipe_id"], several["methods"], 0, k, [0.25] * k) | {"stage_methods": evil} for k in (1, 2)]
     pd.DataFrame(told).to_csv(run / stages.NAME, index=False)
     build.build(run)
     assert 'href="./stages.html"' in (run / "report.html").read_text()
