@@ -156,8 +156,8 @@ def _read(run: Path) -> tuple[dict[str, Any], Experiment, pd.DataFrame]:
         if "pairs" in info:
             raise ValueError(f"{run} holds a search of several pairs: give the folder of one, such as {run}/PAIR")
         settings, environment = info["config"], info["environment"]
-        texts = all(isinstance(settings.get(key), str | None) for key in ("store", "store_key", "protocol"))
-        if not (texts and isinstance(environment, dict)):
+        objects = isinstance(settings, dict) and isinstance(environment, dict)
+        if not objects or not all(isinstance(settings.get(k), str | None) for k in ("store", "store_key", "protocol")):
             raise TypeError("a setting is of the wrong type")
         made = experiment.of_dict(info["experiment"])
     except (OSError, KeyError, TypeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:

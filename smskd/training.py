@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from smskd.settings import Setting, Value, check_all, declared, setting, text_of
 
@@ -53,7 +53,9 @@ class Training:
 
 
 SETTINGS: Mapping[str, Setting] = declared(Training)
-TEACHER_SETTINGS: Mapping[str, Setting] = {TEACHER + name: one for name, one in SETTINGS.items() if name != "ce"}
+TEACHER_SETTINGS: Mapping[str, Setting] = {
+    TEACHER + name: replace(one, name=TEACHER + name) for name, one in SETTINGS.items() if name != "ce"
+}
 
 
 def idle(values: Mapping[str, Value]) -> set[str]:

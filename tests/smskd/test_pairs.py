@@ -1,69 +1,97 @@
-"""The table of pairs: whole, valid from construction, cheap to import, helpful when a name or a size is wrong."""
+"""Pairs: found in their folder, valid from construction, cheap to import, helpful when a name or a size is wrong."""
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError, asdict, replace
+from collections.abc import Iterator
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from smskd import models, pairs
+from smskd import job, methods, models, pairs, pipeline
+from smskd.experiment import Experiment
+from smskd.pairs import Network, Pair
+from smskd.recipe import Stage
+from smskd.training import Training
 
 TINY = pairs.get("tiny")
+CIFAR = ["resnet32x4_resnet8x4", "resnet50_mobilenetv2", "resnet56_resnet20", "vgg19_resnet18", "wrn40_2_shufflenetv2"]
 
 
-def test_the_table_is_whole() -> None:
-    assert list(pairs.PAIRS) == [
-        "tiny",
-        "resnet50_mobilenetv2",
-        "wrn40_2_shufflenetv2",
-        "vgg19_resnet18",
-        "resnet32x4_resnet8x4",
-        "resnet56_resnet20",
-    ]
-    assert all(pair.name == name for name, pair in pairs.PAIRS.items())
-    used = [network.name for pair in pairs.PAIRS.values() for network in (pair.teacher, pair.student)]
-    assert sorted(used) == sorted(models.FAMILIES)
+def student_training(pair: str, *names: str) -> Training:
+    return Stage(methods=names or ("ce",)).training(Experiment(pair=pair).defaults)
 
 
-@pytest.mark.parametrize("name", [name for name in pairs.PAIRS if name != "tiny"])
-def test_cifar_settings(name: str) -> None:
+def test_the_pairs_are_found_the_small_one_first() -> None:
+    found = pairs.available()
+    assert found[0] == "tiny" and {"tiny", *CIFAR} <= set(found)
+    assert list(found[1:]) == sorted(found[1:])
+
+
+@pytest.mark.parametrize("name", pairs.available())
+def test_a_pair_is_whole(name: str) -> None:
     pair = pairs.get(name)
-    teacher = {
-        "batch_size": 64,
-        "learning_rate": 0.05,
-        "momentum": 0.9,
-        "nesterov": False,
-        "weight_decay": 5e-4,
-        "schedule": "step",
-    }
-    small_steps = pair.student.name in ("mobilenetv2_half", "shufflenetv2")
-    assert asdict(pair.teacher_schedule) == teacher
-    assert asdict(pair.student_schedule) == teacher | {"learning_rate": 0.01 if small_steps else 0.05}
-    assert (pair.epochs, pair.teacher_epochs) == (50, 200)
-    assert pair.loss_weights == {}
+    assert pair.name == name
+    for network in (pair.teacher, pair.student):
+        assert pairs.network(network.name) == network
+        assert callable(importlib.import_module(network.built_by).build)
+    made = Experiment(pair=name)
+    assert made.teacher_training.ce == 1
+    for method in methods.available():
+        assert Stage(methods=(method,)).training(made.defaults).epochs >= 1
+
+
+def test_networks_of_one_name_are_one_network() -> None:
+    found: dict[str, Network] = {}
+    for pair in map(pairs.get, pairs.available()):
+        for network in (pair.teacher, pair.student):
+            assert found.setdefault(network.name, network) == network
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_cifar_settings(name: str) -> None:
+    published = Training(
+        epochs=50, batch_size=64, learning_rate=0.05, momentum=0.9, nesterov=False, weight_decay=5e-4, schedule="step",
+        ce=1.0,
+    )  # fmt: skip
+    small_steps = pairs.get(name).student.name in ("mobilenetv2_half", "shufflenetv2")
+    assert Experiment(pair=name).teacher_training == replace(published, epochs=200)
+    assert student_training(name) == replace(published, learning_rate=0.01 if small_steps else 0.05)
+
+
+def test_published_weights_of_a_pair_are_the_pairs() -> None:
+    def own(pair: str, key: str) -> Any:
+        method, _, name = key.partition(".")
+        return Stage(methods=(method,)).of_methods(Experiment(pair=pair).defaults)[method][name]
+
+    assert [own(pair, "dkd.nckd") for pair in ("tiny", *CIFAR)] == [1, 8, 8, 2, 8, 8]
+    assert [own(pair, "reviewkd.weight") for pair in ("tiny", *CIFAR)] == [1, 5, 1, 0.6, 1, 1]
+    assert [own(pair, "fitnets.weight") for pair in ("tiny", *CIFAR)] == [10] + [100] * 5
 
 
 def test_tiny_settings() -> None:
-    assert TINY.student_schedule == replace(TINY.teacher_schedule, learning_rate=0.2)
-    assert asdict(TINY.teacher_schedule) == {
-        "batch_size": 50,
-        "learning_rate": 0.05,
-        "momentum": 0.9,
-        "nesterov": True,
-        "weight_decay": 5e-4,
-        "schedule": "one_cycle",
-    }
-    assert (TINY.epochs, TINY.teacher_epochs) == (12, 12)
-    assert TINY.loss_weights == {"fitnets": 10.0, "at": 10.0, "sp": 300.0, "dkd_nckd": 1.0}
+    student = Training(
+        epochs=12, batch_size=50, learning_rate=0.2, momentum=0.9, nesterov=True, weight_decay=5e-4,
+        schedule="one_cycle", ce=1.0,
+    )  # fmt: skip
+    assert student_training("tiny") == student
+    assert student_training("tiny", "kd") == replace(student, ce=0.1)
+    assert Experiment().teacher_training == replace(student, learning_rate=0.05)
+    own = {key: value for key, value in Experiment().defaults.items() if "." in key}
+    assert own == {"fitnets.weight": 10.0, "at.weight": 10.0, "sp.weight": 300.0, "dkd.nckd": 1.0}
 
 
 def test_get_names_the_nearest() -> None:
     assert pairs.get("vgg19_resnet18").teacher.name == "vgg19"
     with pytest.raises(ValueError, match=r"unknown pair 'vgg19_resnet19'.*tiny, .*Did you mean 'vgg19_resnet18'\?"):
         pairs.get("vgg19_resnet19")
+    with pytest.raises(ValueError, match=r"unknown network 'vgg18'.*vgg19"):
+        pairs.network("vgg18")
 
 
 def test_check_images_names_what_fits() -> None:
@@ -74,7 +102,9 @@ def test_check_images_names_what_fits() -> None:
         ValueError, match=r"pair=vgg19_resnet18 needs images of at least 16 x 16 pixels, but data has 8 x 8"
     ) as e:
         pairs.check_images(pair, height=8, width=8)
-    assert "(tiny, resnet50_mobilenetv2, wrn40_2_shufflenetv2, resnet32x4_resnet8x4, resnet56_resnet20)" in str(e.value)
+    said = str(e.value).partition("another pair (")[2].partition(")")[0].split(", ")
+    assert said == [name for name in pairs.available() if pairs.get(name).min_size <= 8]
+    assert {"tiny", *CIFAR} - {"vgg19_resnet18"} <= set(said)
 
 
 @pytest.mark.parametrize(("height", "width"), [(15, 32), (32, 15)])
@@ -84,43 +114,133 @@ def test_check_images_looks_at_both_sides(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("defaults", "message"),
     [
-        ({"batch_size": 0}, r"`batch_size >= 1` must hold, but got \(batch_size=0\)"),
-        ({"learning_rate": 0.0}, r"`0 < learning_rate < inf` must hold, but got \(learning_rate=0.0\)"),
-        ({"learning_rate": float("nan")}, r"got \(learning_rate=nan\)"),
-        ({"momentum": 1.0}, r"`0 <= momentum < 1` must hold, but got \(momentum=1.0\)"),
-        ({"momentum": 0.0}, r"`momentum > 0 with nesterov` must hold"),
-        ({"weight_decay": -1e-4}, r"`0 <= weight_decay < inf` must hold"),
+        ({"epochs": 0}, r"1 <= epochs <= 1e\+06 must hold, but got epochs=0"),
+        ({"teacher_epochs": -3}, r"must hold, but got teacher_epochs=-3"),
+        ({"kd.weight": -0.9}, r"kd.weight >= 0 must hold, but got kd.weight=-0.9"),
+        ({"kd.weight": float("inf")}, r"got kd.weight=inf"),
+        ({"learning_rate": float("nan")}, r"got learning_rate=nan"),
+        ({"momentum": 1.0}, r"0 <= momentum < 1 must hold, but got momentum=1"),
         ({"schedule": "steps"}, r"unknown schedule 'steps'.*Did you mean 'step'\?"),
+        ({"kd.wait": 1.0}, r"defaults of pair tiny: there is no setting 'kd.wait'"),
+        ({"teacher_ce": 1.0}, r"there is no setting 'teacher_ce'"),
     ],
 )
-def test_a_schedule_is_valid_from_construction(change: dict[str, Any], message: str) -> None:
+def test_a_pair_is_valid_from_construction(defaults: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(TINY.student_schedule, **change)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"epochs": 0}, r"`epochs >= 1` must hold, but got \(epochs=0\)"),
-        ({"teacher_epochs": -3}, r"`teacher_epochs >= 1` must hold, but got \(teacher_epochs=-3\)"),
-        ({"loss_weights": {"kd": -0.9}}, r"`0 <= loss_weights\['kd'\] < inf` must hold, but got \(kd=-0.9\)"),
-        ({"loss_weights": {"kd": float("inf")}}, r"got \(kd=inf\)"),
-    ],
-)
-def test_a_pair_is_valid_from_construction(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(TINY, **change)
+        replace(TINY, defaults=defaults)
 
 
 def test_a_network_needs_a_size_and_nothing_can_be_changed() -> None:
     with pytest.raises(ValueError, match=r"`min_size >= 1` must hold, but got \(min_size=0\)"):
-        pairs.Network(name="vgg19", min_size=0)
+        Network(name="vgg19", built_by="smskd.models.vgg", min_size=0)
     with pytest.raises(FrozenInstanceError):
-        TINY.epochs = 3  # type: ignore[misc]
+        TINY.name = "other"  # type: ignore[misc]
 
 
 def test_import_leaves_torch_alone() -> None:
-    code = "import sys, smskd.pairs; sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"
+    code = (
+        "import sys, smskd.pairs; [smskd.pairs.get(name) for name in smskd.pairs.available()]; "
+        "sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- a pair is one new file, and so are its networks
+
+MINE = '''"""Two networks of one convolution each."""
+
+from smskd.pairs import Network, Pair
+
+PAIR = Pair(
+    name="{name}",
+    teacher=Network(name="mine_teacher", built_by="smskd.pairs.{name}"),
+    student=Network(name="mine_student", built_by="smskd.pairs.{name}"),
+    defaults={{"epochs": 2, "learning_rate": 0.1}},
+)
+
+
+def build(name, *, num_classes, in_channels):
+    from torch import nn
+
+    from smskd.models.staged import Staged, conv_bn_relu
+
+    width = {{"mine_teacher": 16, "mine_student": 4}}[name]
+    return Staged([conv_bn_relu(in_channels, width, stride=2)], classifier=nn.Linear(width, num_classes), hint_index=0)
+'''
+NAME = "mine_tiny"
+
+
+def _forget() -> None:
+    sys.modules.pop(f"{pairs.__name__}.{NAME}", None)
+    vars(pairs).pop(NAME, None)
+    job.code_digest.cache_clear()
+    importlib.invalidate_caches()
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where such a file would be, in a folder outside of the package."""
+    (tmp_path / "pairs").mkdir()
+    monkeypatch.setattr(pairs, "__path__", [*pairs.__path__, str(tmp_path / "pairs")])
+    yield tmp_path / "pairs" / f"{NAME}.py"
+    _forget()
+
+
+def add(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")
+    _forget()
+
+
+def test_a_pair_that_builds_its_own_networks_is_one_file(file: Path, tmp_path: Path) -> None:
+    add(file, MINE.format(name=NAME))
+    assert NAME in pairs.available()
+    made = Experiment(pair=NAME, train_size=100)
+    result = pipeline.run("kd>fitnets", made, store=tmp_path / "store", device="cpu")
+    assert [len(stage.losses) for stage in result.stages] == [2, 2]
+    network = models.build("mine_student", num_classes=10, in_channels=1)
+    assert {n: t.shape for n, t in network.state_dict().items()} == {n: t.shape for n, t in result.weights.items()}
+    first = job.code_digest(pairs.network("mine_student"), ("kd",))
+    add(file, MINE.format(name=NAME).replace("stride=2", "stride=1"))
+    assert job.code_digest(pairs.network("mine_student"), ("kd",)) != first
+    # defaults have their values in the key: what only says them isn't code
+    add(file, MINE.format(name=NAME).replace('"epochs": 2', '"epochs": 3').replace("of one", "with a single"))
+    assert job.code_digest(pairs.network("mine_student"), ("kd",)) == first
+
+
+def test_a_new_pair_voids_no_stage_of_others(file: Path) -> None:
+    def keys() -> dict[str, str]:
+        return {
+            f"{network.name} {method}": job.code_digest(network, () if method == "ce" else (method,))
+            for pair in map(pairs.get, old)
+            for network in (pair.teacher, pair.student)
+            for method in ("ce", "kd", "fitnets")
+        }
+
+    old = pairs.available()
+    before = keys()
+    add(file, MINE.format(name=NAME))
+    assert set(pairs.available()) - set(old) == {NAME}
+    assert keys() == before
+
+
+@pytest.mark.parametrize("text", ["", "PAIR = 3", MINE.format(name="other")])
+def test_a_file_that_says_no_pair_is_told(file: Path, text: str) -> None:
+    add(file, text)
+    with pytest.raises(ValueError, match=rf"smskd/pairs/{NAME}.py must say PAIR = Pair\(name='{NAME}'"):
+        pairs.get(NAME)
+
+
+def test_a_pair_is_a_value() -> None:
+    again = Pair(name="tiny", teacher=TINY.teacher, student=TINY.student, defaults=dict(TINY.defaults))
+    assert again == TINY
+
+
+def test_networks_are_initialised_from_torchs_generator() -> None:
+    states = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        states.append(models.build("tiny_student", num_classes=10, in_channels=1).state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert not all(torch.equal(value, states[2][name]) for name, value in states[0].items())

@@ -14,12 +14,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from smskd import pipeline, reproduce
-from smskd.recipe import parse
+from smskd import job, pipeline, reproduce
+from smskd.notation import parse
 from smskd.store import MANIFEST, WEIGHTS, Store, address, canonical
+from tests.smskd import small
 
-SETTINGS: dict[str, Any] = {"pair": "tiny", "data": "digits", "train_size": 100, "epochs": 1, "teacher_epochs": 1}
-RECIPES = ["kd", "kd>rkd", "rkd"]
+EXPERIMENT = small.experiment(teacher_epochs=1)
+RECIPES = ["kd(temperature=2)@epochs=1", "kd(temperature=2)@epochs=1>rkd@epochs=2,learning_rate=0.1", "rkd epochs=1"]
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +30,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "run").mkdir()
     torch.set_num_threads(1)
     rows, keys = [], set[str]()
+    bench = small.prepare(folder / "store", teacher_epochs=1)
     for notation in RECIPES:
-        result = pipeline.run(notation, **SETTINGS, store=folder / "store", device="cpu", seed=3)
+        recipe = EXPERIMENT.effective(parse(notation))
+        result = pipeline.distil(recipe, bench, seed=3)
         keys |= {stage.key for stage in result.stages}
-        recipe = parse(notation)
-        rows.append(
-            {"recipe": notation, "recipe_id": recipe.id, "seed": 3, "phase": "search", "status": "complete"}
-            | {name: recipe.settings[name] for name in ("anchor", "weighting", "lambda_base", "teachers")}
-        )
+        rows.append({"recipe": str(recipe), "recipe_id": recipe.id, "seed": 3, "phase": "search", "status": "complete"})
     pd.DataFrame(rows).to_parquet(folder / "run" / "results.parquet")
-    bench = pipeline.prepare(
-        **{k: v for k, v in SETTINGS.items() if k != "epochs"}, store=folder / "store", device="cpu"
-    )
-    info = {"config": SETTINGS | {"store": str(folder / "store")}}
-    info["environment"] = pipeline.environment(bench.device, bench.numerics)
+    info = {"config": {"store": str(folder / "store")}, "experiment": EXPERIMENT.to_dict()}
+    info["environment"] = job.environment(bench.device, bench.numerics)
     (folder / "run" / "run.json").write_text(json.dumps(info))
     Store(folder / "store").own(folder / "run", keys)
     return folder
@@ -98,7 +94,7 @@ def test_changed_weights_are_found(made: Path, copied: Path, capsys: pytest.Capt
         (entry / WEIGHTS).write_bytes(safetensors.torch.save(tensors))
 
     (key,) = rewrite(
-        made, copied, nudge, lambda identity: identity["methods"] == ["rkd"] and identity["parent"] is None
+        made, copied, nudge, lambda identity: list(identity["methods"]) == ["rkd"] and identity["parent"] is None
     )
     code, said = again(made, copied, capsys)
     assert code == 4
@@ -137,11 +133,14 @@ def test_a_stage_that_was_pruned_is_told(made: Path, copied: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"config": SETTINGS | {"pair": ["tiny", "other"]}}, "holds a search of several pairs: give the folder of one"),
-        ({"config": SETTINGS | {"epochs": "1"}}, "a setting is of the wrong type"),
+        ({"pairs": ["tiny", "other"]}, "holds a search of several pairs: give the folder of one"),
+        ({"config": {"store": 3}}, "a setting is of the wrong type"),
         ({"config": None}, "can't be read as a run's"),
-        ({"config": SETTINGS}, "is no store of finished stages"),
-        ({"config": SETTINGS | {"pair": "no", "store": "STORE"}}, "unknown pair 'no'"),
+        ({"config": {}}, "is no store of finished stages"),
+        ({"experiment": {"pair": "no"}}, "unknown pair 'no'"),
+        ({"experiment": {"pear": "tiny"}}, "unknown setting 'pear'"),
+        ({"experiment": {"teacher_epochs": "few"}}, "teacher_epochs must be a whole number, but got 'few'"),
+        ({"experiment": [1]}, "can't be read as a run's"),
     ],
 )
 def test_what_is_no_run_is_refused(
@@ -149,7 +148,7 @@ def test_what_is_no_run_is_refused(
 ) -> None:
     run = Path(shutil.copytree(made / "run", tmp_path / "run"))
     info = json.loads((run / "run.json").read_text()) | change
-    (run / "run.json").write_text(json.dumps(info).replace("STORE", str(made / "store")))
+    (run / "run.json").write_text(json.dumps(info))
     assert reproduce.main([f"run={run}"]) == 2
     assert says in capsys.readouterr().err
 
