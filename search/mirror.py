@@ -9,6 +9,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from smskd.store import remote
+
 
 @contextlib.contextmanager
 def held(folder: Path, url: str) -> Iterator[None]:
@@ -17,16 +19,13 @@ def held(folder: Path, url: str) -> Iterator[None]:
     Raises:
         ValueError: another driver holds it.
     """
-    from smskd import remote  # pyarrow takes a while to import
-
-    files = remote.Files(url)
     with contextlib.ExitStack() as claims:
         try:
-            claims.enter_context(remote.claim(files, "run", remote.owner_of(folder), wait=False))
+            claims.enter_context(remote.Files(url).lock("run", folder, wait=False))
         except TimeoutError:
             raise ValueError(
                 f"another search is at work in {url}, or was cut off less than {remote.CLAIM_S:g} s ago: wait for it, "
-                "or choose another place with out="
+                "or choose another one with out="
             ) from None
         yield
 
@@ -37,8 +36,6 @@ def copy(folder: Path, url: str) -> None:
     Raises:
         OSError: one can't be written.
     """
-    from smskd import remote
-
     files = remote.Files(url)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)

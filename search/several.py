@@ -19,18 +19,18 @@ import filelock
 import pandas as pd
 from rich.console import Console
 
-from reports import front, results, several
+from reports import front, index, load, results
 from search import mirror
 from search.config import Config
 from search.progress import Outcome, Progress, closing, closing_several
 from search.session import Session
-from search.study import Record
+from smskd.result import Result
 from smskd.store import is_url, open_store
 
 if TYPE_CHECKING:
     from search.loggers import Loggers
     from search.nodes import Nodes
-    from search.searcher import Job, Source
+    from search.jobs import Job, Source
 
 
 class Search:
@@ -81,7 +81,7 @@ class Search:
             device = "cuda" if gpus else "cpu"
             if config.address is not None:
                 known = next((session.device for session in self.sessions if session.met), None)
-                nodes.survey(store=config.store, cpus=config.cpus, gpus=gpus, known=known)
+                nodes.survey(store=config.store, cpus=config.cpus or 1.0, gpus=gpus, known=known)
                 device = nodes.device_type
             # what draws the report takes seconds to import: while the first trial prepares, a core has nothing to do
             threading.Thread(target=importlib.import_module, args=("reports.build",), daemon=True).start()
@@ -113,7 +113,7 @@ class Search:
             closing(self._console, self._first, self._summaries[0], self._outcome())
             return
         pairs = [session.pair for session in self.sessions]
-        table = several.table(results.read(self._folder), pairs, self._first.costs, self._first.limits)
+        table = index.table(results.read(self._folder), pairs, self._first.cost, self._first.limits)
         closing_several(self._console, self._folder, table, self._outcome())
 
     def _outcome(self) -> Outcome:
@@ -175,15 +175,15 @@ class Search:
         nodes: Nodes,
         log: Sequence[Loggers],
     ) -> None:
-        from search import searcher
+        from search import jobs, searcher
 
         many = len(self.sessions) > 1
         networks = self._first.networks
         what = f"{len(self.sessions)} pairs" if many else f"{networks.teacher.name} → {networks.student.name}"
         by_pair = {session.pair: session for session in self.sessions}
-        source = searcher.RoundRobin(sources)
+        source = jobs.RoundRobin(sources)
 
-        def ended(job: Job, record: Record, trained: int) -> None:
+        def ended(job: Job, record: Result, trained: int) -> None:
             by_pair[job.pair].ended(phase, trained)
             progress.ended(job, record, trained)
 
@@ -197,7 +197,7 @@ class Search:
         said = self._planned() if phase == "search" else None
         with Progress(
             console=self._console,
-            title=f"{phase} · {what} on {self._first.data}",
+            title=f"{phase} · {what} on {self._first.experiment.data}",
             counted="recipes" if phase == "search" else "trainings",
             counts=counts,
             remaining=source.remaining,
@@ -209,8 +209,8 @@ class Search:
         ) as progress:
             searcher.fit(
                 source,
-                benches={pair: by_pair[pair].bench(device) for pair in sources},
-                cpus=self._first.cpus,
+                trials={pair: by_pair[pair].trials(device) for pair in sources},
+                cpus=self._first.cpus or 1.0,
                 gpus=gpus,
                 hang_after=self._first.hang_after,
                 progress=progress,
@@ -250,7 +250,7 @@ def held(configs: Sequence[Config]) -> Iterator[None]:
                 ) from None
         if first.mirrored is not None:
             locks.enter_context(mirror.held(run, first.mirrored))
-        if several.is_several(run) != bool(pairs) and (run / "run.json").is_file():
+        if load.is_several(run) != bool(pairs) and (run / "run.json").is_file():
             kind = "one pair" if pairs else "several pairs"
             raise ValueError(f"{run} holds a search of {kind}: choose another folder with out=")
         open_store(first.store, first.store_key).sweep()
@@ -260,7 +260,7 @@ def held(configs: Sequence[Config]) -> Iterator[None]:
 def _check_writable(key: str, place: str | Path) -> None:
     try:
         if isinstance(place, str):
-            from smskd import remote
+            from smskd.store import remote
 
             remote.Files(place).check_writable()
             return
@@ -283,7 +283,7 @@ def _write(folder: Path, pairs: Sequence[str]) -> None:
     rows = pd.concat(tables, ignore_index=True).to_dict("records")
     results.write([{str(key): value for key, value in row.items()} for row in rows], folder)
     results.write_atomically(folder / "run.json", json.dumps(_info(folder, pairs, infos), indent=1).encode())
-    table = several.table(results.read(folder), pairs, *front.objectives(infos[written[0]]))
+    table = index.table(results.read(folder), pairs, *front.objectives(infos[written[0]]))
     results.write_atomically(folder / "pairs.csv", table.to_csv(index=False, lineterminator="\n").encode())
     build.build(folder)
 

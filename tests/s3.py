@@ -31,7 +31,7 @@ class Server:
     port: int
 
     def url(self, folder: str) -> str:
-        """A place in the bucket."""
+        """URL of a folder in the bucket."""
         return f"s3://bucket/{folder}?scheme=http&endpoint_override=127.0.0.1:{self.port}"
 
 

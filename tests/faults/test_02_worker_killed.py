@@ -15,7 +15,7 @@ ROW = 2
 # names are of smskd.pipeline. A trial survives two deaths; what comes before a trial meets the first of them alone.
 MOMENTS = """
 import os, signal
-from smskd import store as shelf
+from smskd.store import local as shelf
 
 def at(moment, what, when):
     hit = struck(what, when, moment)

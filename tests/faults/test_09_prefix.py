@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from smskd.remote import Files
+from smskd.store.remote import Files
 from tests import runs
 from tests.faults.conftest import Score
 from tests.s3 import s3
@@ -26,7 +26,8 @@ _CODE = """
 import json, sys, time
 from pathlib import Path
 import torch
-from smskd import pipeline, remote
+from smskd import pipeline
+from smskd.store import remote
 remote.CLAIM_S = 4
 torch.set_num_threads(1)
 recipes, store, mark, slow = sys.argv[1:]

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from search import mirror
-from smskd import remote
-from smskd.remote import Files
+from smskd.store import remote
+from smskd.store.remote import Files
 from tests import runs
 from tests.s3 import Server, s3
 
@@ -68,7 +68,7 @@ def test_a_run_behind_a_url(tmp_path: Path, s3: Server) -> None:
             command, cwd=tmp_path / machine, env=environment, capture_output=True, text=True, timeout=240, check=False
         )
 
-    with remote.claim(Files(out), "run", "another"):
+    with Files(out).lock("run", tmp_path):
         refused = search("one")
         assert refused.returncode == 2 and "another search is at work" in refused.stderr
     done = search("one")

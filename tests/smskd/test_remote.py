@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from smskd import remote
-from smskd.remote import Files, RemoteStore, claim
-from smskd.store import MANIFEST, METHODS, WEIGHTS, address, check_url, main, open_store
+from smskd.store import MANIFEST, METHODS, WEIGHTS, Store, address, check_url, entries, open_store, remote
+from smskd.store.__main__ import main
+from smskd.store.remote import Files
 from tests.s3 import Server, s3
 
 __all__ = ["s3"]
@@ -36,19 +36,19 @@ def _machine(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
 
-def _put(store: RemoteStore, **weights: torch.Tensor) -> None:
+def _put(store: Store, **weights: torch.Tensor) -> None:
     with store.lock(KEY):
         store.put(KEY, IDENTITY, WEIGHTS_OF | weights, FACTS, {"0/r": torch.ones(2)})
 
 
-def _filled(url: str) -> RemoteStore:
-    store = RemoteStore(url)
+def _filled(url: str) -> Store:
+    store = open_store(url)
     _put(store)
     return store
 
 
 def test_what_one_machine_puts_another_gets(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert RemoteStore(url).get(KEY) is None
+    assert open_store(url).get(KEY) is None
     _filled(url)
     _machine(tmp_path / "two", monkeypatch)
     store = open_store(url)
@@ -66,8 +66,8 @@ def test_the_manifest_is_written_last(url: str, monkeypatch: pytest.MonkeyPatch)
     """Killed at any write there is no entry there; the same machine brings it when it next asks."""
     genuine = Files.write
     for fails_at in range(3):
-        store = RemoteStore(url)
-        store._remove(KEY)
+        store = open_store(url)
+        store.prune(0)
         writes = []
 
         def write(self: Files, name: str, content: bytes, most: int = fails_at, done: list[str] = writes) -> None:
@@ -82,8 +82,8 @@ def test_the_manifest_is_written_last(url: str, monkeypatch: pytest.MonkeyPatch)
             with pytest.raises(OSError, match="cut off"):
                 _put(store)
         files = Files(url)
-        assert len(files.list("entries")) == fails_at and not files.exists(f"{FOLDER}/{MANIFEST}")
-        assert RemoteStore(url).get(KEY) is not None
+        assert len(files.list("entries")) == fails_at and not files.has(FOLDER)
+        assert open_store(url).get(KEY) is not None
         assert set(files.list("entries")) == {f"{FOLDER}/{name}" for name in (MANIFEST, WEIGHTS, METHODS)}
 
 
@@ -99,16 +99,16 @@ def test_damage_there_is_set_aside(
     if damage == "gone":
         files.delete(f"{FOLDER}/{name}")
     elif damage == "large":
-        monkeypatch.setattr(remote.local, "MANIFEST_BYTES", 10 if name == MANIFEST else 10**6)
-        monkeypatch.setattr(remote.local, "WEIGHTS_BYTES", 10)
+        monkeypatch.setattr(entries, "MANIFEST_BYTES", 10 if name == MANIFEST else 10**6)
+        monkeypatch.setattr(entries, "WEIGHTS_BYTES", 10)
     else:
         files.write(f"{FOLDER}/{name}", changed[damage])
     _machine(tmp_path / "two", monkeypatch)
-    store = RemoteStore(url)
+    store = open_store(url)
     assert store.get(KEY) is None
-    monkeypatch.setattr(remote.local, "MANIFEST_BYTES", 10**6)
-    monkeypatch.setattr(remote.local, "WEIGHTS_BYTES", 10**6)
-    assert not store.path(KEY).exists() and not (store.root / "fetched" / KEY).exists()
+    monkeypatch.setattr(entries, "MANIFEST_BYTES", 10**6)
+    monkeypatch.setattr(entries, "WEIGHTS_BYTES", 10**6)
+    assert not store.path(KEY).exists() and not list((store.root / "partial").iterdir())
     assert store.keys() == []
     assert bool(files.list("aside")) == (not (name == MANIFEST and damage == "gone"))
     _put(store)  # it can be made again
@@ -123,7 +123,7 @@ def test_damage_here_is_mended_from_there(url: str) -> None:
 
 
 def test_who_comes_second_takes_what_is_there(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = RemoteStore(url)
+    slow = open_store(url)
     _machine(tmp_path / "two", monkeypatch)
     first = _filled(url).get(KEY)
     _put(slow, steps=torch.tensor(8))  # as a claim's holder that was paused, and another took over
@@ -141,11 +141,11 @@ def test_a_lock_is_held_by_one_machine_at_a_time(url: str, tmp_path: Path, monke
     stores = []
     for name in ("one", "two", "three"):
         _machine(tmp_path / name, monkeypatch)
-        stores.append(RemoteStore(url))
+        stores.append(open_store(url))
     inside, most, entered = 0, 0, 0
     guard = threading.Lock()
 
-    def work(store: RemoteStore) -> None:
+    def work(store: Store) -> None:
         nonlocal inside, most, entered
         for _ in range(3):
             with store.lock(KEY):
@@ -167,29 +167,31 @@ def test_a_lock_is_held_by_one_machine_at_a_time(url: str, tmp_path: Path, monke
     assert Files(url).list("claims") == {}
 
 
-def test_a_claim_is_renewed_while_its_holder_lives(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_is_renewed_while_its_holder_lives(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "CLAIM_S", 3.0)  # the server tells whole seconds
     files = Files(url)
-    with claim(files, "name", "a"):
+    (one := tmp_path / "a").mkdir()
+    (two := tmp_path / "b").mkdir()
+    with files.lock("name", one):
         ends = time.monotonic() + 6
         while time.monotonic() < ends:
-            with pytest.raises(TimeoutError), claim(files, "name", "b", wait=False):
+            with pytest.raises(TimeoutError), files.lock("name", two, wait=False):
                 pass
             time.sleep(0.5)
 
 
-def test_a_claim_of_a_dead_holder_expires(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_of_a_dead_holder_expires(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "CLAIM_S", 2.0)
     files = Files(url)
     files.write("claims/name.dead", b"")
     started = time.monotonic()
-    with claim(files, "name", "b"):
+    with files.lock("name", tmp_path):
         assert 1 < time.monotonic() - started < 10
-        assert list(files.list("claims")) == ["claims/name.b"]
+        assert list(files.list("claims")) == [f"claims/name.{remote.owner_of(tmp_path)}"]
 
 
 def _hold(url: str) -> None:
-    with RemoteStore(url).lock(KEY):
+    with open_store(url).lock(KEY):
         time.sleep(60)
 
 
@@ -202,7 +204,7 @@ def test_a_killed_holder_keeps_nobody_of_its_machine_waiting(url: str) -> None:
     holder.kill()
     holder.join()
     started = time.monotonic()
-    with RemoteStore(url).lock(KEY):
+    with open_store(url).lock(KEY):
         assert time.monotonic() - started < 5 < remote.CLAIM_S
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from smskd import store as stores
-from smskd.store import MANIFEST, METHODS, WEIGHTS, Store, address, main, open_store, read_secret
+from smskd.store import MANIFEST, METHODS, WEIGHTS, Store, address, canonical, entries, local, open_store, read_secret
+from smskd.store.__main__ import main
 
 IDENTITY = {"network": "tiny", "seed": 3, "parent": None}
 KEY = address(IDENTITY)
@@ -42,9 +43,9 @@ def _files(root: Path) -> dict[str, bytes]:
     }
 
 
-def _flip(path: Path, place: int, bit: int = 0) -> None:
+def _flip(path: Path, position: int, bit: int = 0) -> None:
     content = bytearray(path.read_bytes())
-    content[place] ^= 1 << bit
+    content[position] ^= 1 << bit
     path.write_bytes(content)
 
 
@@ -69,10 +70,10 @@ def test_put_then_get(tmp_path: Path) -> None:
     assert store.size_bytes() > 0
 
 
-@pytest.mark.parametrize(("file", "place"), [(WEIGHTS, -1), (WEIGHTS, 0), (MANIFEST, 0)])
-def test_flipped_bit_is_found_and_set_aside(tmp_path: Path, file: str, place: int) -> None:
+@pytest.mark.parametrize(("file", "position"), [(WEIGHTS, -1), (WEIGHTS, 0), (MANIFEST, 0)])
+def test_flipped_bit_is_found_and_set_aside(tmp_path: Path, file: str, position: int) -> None:
     store = _filled(tmp_path)
-    _flip(store.path(KEY) / file, place)
+    _flip(store.path(KEY) / file, position)
     assert store.get(KEY) is None
     assert not store.path(KEY).exists()
     assert len(list((tmp_path / "aside").glob(f"{KEY}.*"))) == 1
@@ -197,7 +198,7 @@ def test_a_forged_manifest_with_a_right_checksum(tmp_path: Path, change: str) ->
     signature = manifest.pop("signature")
     if change == "facts":
         manifest["facts"]["val_accuracy"] = 1.0
-    manifest["check"] = stores.hashlib.sha256(stores.canonical(manifest).encode()).hexdigest()
+    manifest["check"] = hashlib.sha256(canonical(manifest).encode()).hexdigest()
     if change != "none":
         manifest["signature"] = signature if change == "facts" else ["x"]
     path.write_text(json.dumps(manifest))
@@ -234,7 +235,7 @@ def test_only_regular_files_of_bounded_size_are_read(
     elif what == "folder":
         path.mkdir()
     else:
-        monkeypatch.setattr(stores, "MANIFEST_BYTES" if name == MANIFEST else "WEIGHTS_BYTES", len(content) - 1)
+        monkeypatch.setattr(entries, "MANIFEST_BYTES" if name == MANIFEST else "WEIGHTS_BYTES", len(content) - 1)
         path.write_bytes(content)
     assert store.entries() == [] or name != MANIFEST
     assert store.get(KEY) is None
@@ -311,17 +312,17 @@ def test_a_damaged_note_prunes_nothing(tmp_path: Path, capsys: pytest.CaptureFix
 def _chain(root: Path) -> tuple[Store, dict[str, str]]:
     """A teacher, a stage it taught, a stage after that, and one that stands alone: name -> key, the oldest first."""
     store, keys, digests = Store(root), {}, {}
-    for place, (name, parent, teachers) in enumerate(
+    for position, (name, parent, teachers) in enumerate(
         [("alone", None, []), ("teacher", None, []), ("first", None, ["teacher"]), ("second", "first", ["teacher"])]
     ):
-        identity = {"network": "tiny", "methods": ["kd"], "seed": place, "parent": digests.get(parent or "")}
+        identity = {"network": "tiny", "methods": ["kd"], "seed": position, "parent": digests.get(parent or "")}
         identity["teachers"] = [digests[t] for t in teachers]
         keys[name] = address(identity)
-        weights = {name: torch.full((100 * (place + 1),), float(place))}
+        weights = {name: torch.full((100 * (position + 1),), float(position))}
         with store.lock(keys[name]):
             digests[name] = store.put(keys[name], identity, weights, FACTS, {}).digest
         for file in (store.path(keys[name]) / MANIFEST, root / "locks" / keys[name]):
-            os.utime(file, (1000 + place, 1000 + place))
+            os.utime(file, (1000 + position, 1000 + position))
     return store, keys
 
 
@@ -348,7 +349,7 @@ def test_a_reader_without_file_descriptors_sets_nothing_aside(tmp_path: Path, mo
         raise OSError(errno.EMFILE, "Too many open files", str(path))
 
     with monkeypatch.context() as broken:
-        broken.setattr(stores, "read_file", none_left)
+        broken.setattr(local, "read_file", none_left)
         with pytest.raises(OSError, match="Too many open files"):
             store.get(KEY)
     assert store.get(KEY) is not None
