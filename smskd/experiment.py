@@ -106,8 +106,11 @@ class Experiment(_TeacherTraining):  # type: ignore[misc]
             ValueError: the settings of a stage don't go together.
         """
         found = recipe.effective(self.defaults)
-        for stage in found.stages:
-            stage.training(self.defaults)
+        for number, stage in enumerate(found.stages, 1):
+            try:
+                stage.training(self.defaults)
+            except ValueError as error:
+                raise ValueError(f"stage {number} of {recipe}: {error}") from None
         return found
 
     def to_dict(self) -> dict[str, Value]:

@@ -79,8 +79,8 @@ class _Reader:
         settings: dict[str, Value] = {}
         while self._at < len(self._text.rstrip()):
             if not self._text[self._at].isspace():
-                mend = " a bracket is closed that wasn't opened" if self._text[self._at] in ")]" else ""
-                raise self._wrong("stages are joined by '>', methods by '+', settings follow after a space;" + mend)
+                mend = "; a bracket is closed that wasn't opened" if self._text[self._at] in ")]" else ""
+                raise self._wrong("stages are joined by '>', methods by '+', settings follow after a space" + mend)
             self._space()
             start = self._at
             key, value = self._pair(" ")

@@ -201,14 +201,25 @@ class Recipe:
 
         defaults: the pair's, by flat key.
         """
-        asks = any(stage.distils for stage in self.stages) or self.anchoring.get("weighting", "fixed") != "fixed"
-        kept = self.anchoring | ({"teachers": self.teachers} if asks else {})
-        return Recipe(stages=tuple(stage.effective(defaults) for stage in self.stages), **kept)
+        return self._of(stage.effective(defaults) for stage in self.stages)
 
     @cached_property
     def id(self) -> str:
-        """Twelve hexadecimal digits that name what an effective recipe does: of its written form."""
-        return hashlib.sha256(str(self.effective({})).encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits that name what an effective recipe, or one that it begins with, does.
+
+        Of the written form without what is idle whatever the defaults are, which aren't looked at.
+        """
+        plain = (replace(stage, methods=stage.distils or stage.methods) for stage in self.stages)
+        return hashlib.sha256(str(self._of(plain)).encode()).hexdigest()[:12]
+
+    def _of(self, stages: Iterable[Stage]) -> Recipe:
+        """These stages, and of the recipe's own settings those that have an effect."""
+        return Recipe(stages=tuple(stages), **self.anchoring, **({"teachers": self.teachers} if self._asks else {}))
+
+    @property
+    def _asks(self) -> bool:
+        """Whether a stage asks a teacher."""
+        return any(stage.distils for stage in self.stages) or self.anchoring.get("weighting", "fixed") != "fixed"
 
     def prefixes(self) -> tuple[Recipe, ...]:
         """The recipes this one begins with, shortest first; the last is the recipe itself."""
@@ -222,8 +233,10 @@ class Recipe:
         """Whether a setting would have an effect here."""
         if key in SHORTHANDS:
             return True
+        if key == "lambda_base":  # at 0, too, where it makes the anchor none
+            return len(self.stages) > 1 and self.anchor != "none"
         if key in SETTINGS:
-            return key in self.anchoring or (key == "teachers" and any(stage.distils for stage in self.stages))
+            return key in self.anchoring or (key == "teachers" and self._asks)
         return any(part in stage.resolved(defaults) for stage, part in self._holders(key))
 
     def _holders(self, key: str) -> list[tuple[Stage, str]]:
@@ -243,9 +256,11 @@ class Recipe:
         if key in SETTINGS:
             return replace(self, **{key: value})
         holders = self._holders(key)
+        number, part = stage_number(key)
+        if number is not None and number > len(self.stages):
+            raise ValueError(f"{key}= is of stage {number}, but the recipe {self} has {len(self.stages)}")
         if not holders:
             raise ValueError(homeless(key, f"the recipe {self}"))
-        number, part = stage_number(key)
         found = []
         for place, stage in enumerate(self.stages, 1):
             if number in (None, place) and part in stage.declared and (over or part not in dict(stage.settings)):
@@ -309,8 +324,8 @@ def homeless(key: str, where: str) -> str:
     if own and method in methods.available() and own in methods.declaration(method).settings:
         return f"{part} is a setting of {method}, which isn't in {where}"
     if name in training.SETTINGS and (own or part != key):
-        value = text_of(training.SETTINGS[name].default)
-        return f"{name} is a training setting of stages: {where.split()[-1]}@{name}={value}"
+        use = f"{name}={text_of(training.SETTINGS[name].default)}"
+        return f"{name} is a training setting: of a stage kd@{use}, of all stages {use} after them"
     if having := methods.with_setting(name):
         first = having[0]
         example = text_of(methods.declaration(first).settings[name].default)
@@ -343,7 +358,8 @@ def split_total(recipe: Recipe, total: int, shares: Sequence[float] | None = Non
     parts = [1.0] * count if shares is None else list(shares)[:count]
     exact = [total * part / sum(parts) for part in parts]
     each = [int(one) for one in exact]
-    for place in sorted(range(count), key=lambda k: (each[k] - exact[k], k))[: total - sum(each)]:
+    # rests that are equal but for rounding are equal
+    for place in sorted(range(count), key=lambda k: (round(each[k] - exact[k], 9), k))[: total - sum(each)]:
         each[place] += 1
     if min(each) < 1:
         raise ValueError(f"each stage needs at least 1 epoch, but got epochs_total={total} for {count} stages")
