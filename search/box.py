@@ -12,7 +12,7 @@ from smskd.recipe import Recipe
 _TIMING_IS_OFF_BY = 2
 
 
-def decide(config: Config, bench: Mapping[str, Any], recipes: Collection[Recipe] | None) -> dict[str, Any]:
+def decide(config: Config, bench: Mapping[str, Any], recipes: Collection[Recipe]) -> dict[str, Any]:
     """The box, as run.json has it: `error` [low, high] (fractions), `cost` [low, high], `cost_name`: the first cost.
 
     Given by box=, or else: errors from 0 to three times the teacher's on validation and 0.05 more, at most that of
@@ -22,19 +22,18 @@ def decide(config: Config, bench: Mapping[str, Any], recipes: Collection[Recipe]
 
     Args:
         bench: what is known of teacher, student and data, as search.bench.describe has it.
-        recipes: all of a finite space; None: the space is infinite.
+        recipes: all of a finite space, some of an infinite one.
     """
-    cost = config.costs[0]
+    cost = config.cost[0]
     if config.box is not None:
-        return {"error": config.box[:2], "cost": config.box[2:], "cost_name": cost}
+        return {"error": list(config.box[:2]), "cost": list(config.box[2:]), "cost_name": cost}
     worst = min(1 - 1 / bench["dataset"]["classes"], 3 * (1 - bench["teacher"]["val_accuracy"]) + 0.05)
     if cost in ("params", "latency"):
         value = bench["student"]["params"] if cost == "params" else bench["latency_ms"]
         ends = [0.5 * value, 2.0 * value]
     else:
-        lengths = set(range(1, config.menu.max_stages + 1) if recipes is None else (len(r.stages) for r in recipes))
-        teachers = max((r.teachers for r in recipes or ()), default=1)
-        epochs = [sum(config.stage_epochs(count)) for count in lengths]
+        teachers = max(recipe.teachers for recipe in recipes)
+        epochs = [sum(config.epochs(recipe)) for recipe in recipes]
         train, teacher, student = (bench["epoch"][f"{part}_{cost}"] for part in ("train", "teacher", "student"))
         wider = _TIMING_IS_OFF_BY if cost == "seconds" else 1
         full = train + student + teachers * teacher

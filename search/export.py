@@ -97,9 +97,9 @@ def export(run: Path) -> dict[str, Any]:
 
 def _read_note(run: Path) -> tuple[dict[str, Any], Student]:
     """student.json, as it is and as a Student."""
-    from reports.build import read_info
+    from reports import load
 
-    read_info(run)  # says what is wrong with a folder that is no run of one pair
+    load.info(run)  # says what is wrong with a folder that is no run of one pair
     path = run / NOTE
     try:
         told = json.loads(path.read_bytes())
@@ -132,10 +132,10 @@ def _read_note(run: Path) -> tuple[dict[str, Any], Student]:
 
 def _networks(name: object) -> list[str]:
     """Networks that are of one kind with this one: torchvision's, or the project's own."""
-    from smskd import models, pairs
+    from smskd import pairs
 
     if not str(name).startswith(pairs.TORCHVISION):
-        return sorted(models.FAMILIES)
+        return sorted({one.name for pair in map(pairs.get, pairs.available()) for one in (pair.teacher, pair.student)})
     import torchvision.models
 
     return [pairs.TORCHVISION + plain for plain in torchvision.models.list_models(module=torchvision.models)]

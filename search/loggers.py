@@ -22,7 +22,9 @@ from typing import Any
 from ray import tune
 from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 
-from smskd.recipe import parse
+from smskd.notation import parse
+from smskd.recipe import SETTINGS
+from smskd.settings import text_of
 
 _PROJECT = "smskd"
 _NAME_CHARACTERS = 100
@@ -46,11 +48,16 @@ class Training:
     def of(cls, folder: Path, config: Mapping[str, Any]) -> Training:
         """Of a trial's config, as search.trainable has it."""
         recipe, seed = parse(config["recipe"]), config["seed"]
-        name = recipe.notation.replace(">", "-")[:_NAME_CHARACTERS]
+        name = recipe.path.replace(">", "-")[:_NAME_CHARACTERS]
+        of_stages = {
+            f"stage_{number}.{key}": value if isinstance(value, bool | int | float) else text_of(value)
+            for number, stage in enumerate(recipe.stages, 1)
+            for key, value in stage.settings
+        }
         told = {
-            "recipe": recipe.notation, "recipe_id": recipe.id, "n_stages": len(recipe.stages), **recipe.settings,
-            **{key: config["pipeline"][key] for key in ("pair", "data")},
-            "seed": seed, "phase": "confirm" if config["test"] else "search",
+            "recipe": str(recipe), "recipe_id": recipe.id, "n_stages": len(recipe.stages), "methods": recipe.path,
+            **{key: getattr(recipe, key) for key in SETTINGS}, **of_stages,
+            **config["worker"]["experiment"], "seed": seed, "phase": "confirm" if config["test"] else "search",
         }  # fmt: skip
         return cls(
             trial_id=hashlib.sha256(f"{folder}\0{recipe.id}\0{seed}".encode()).hexdigest()[:16],
@@ -103,7 +110,7 @@ class Loggers(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        pair = trial.config["pipeline"]["pair"]
+        pair = trial.config["pair"]
         training = Training.of(self._folders[pair], trial.config)
         if trial.trial_id not in self._trainings:  # else its worker died, and it begins anew
             own = {"tensorboard": str(self._folders[pair] / "tensorboard" / training.place)}
@@ -134,7 +141,7 @@ class Loggers(tune.Callback):
             del self._trainings[trial.trial_id]
 
     def _each(self, trial: Any, act: Callable[[LoggerCallback, Any], None]) -> None:
-        pair = trial.config["pipeline"]["pair"]
+        pair = trial.config["pair"]
         for name in list(self._loggers[pair]):
             self._try(pair, name, act, self._trainings[trial.trial_id][name])
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from rich.cells import cell_len, set_cell_size
@@ -20,14 +20,13 @@ from rich.table import Table
 from rich.text import Text
 
 from reports.front import winner
-from reports.several import MEAN, gain_text
-from reports.text import known
+from reports.index import MEAN, gain_text
+from reports.text import cost_text, duration, known
 from search.config import Config
-from search.study import Record
-from smskd.recipe import Recipe, parse
-
-if TYPE_CHECKING:
-    from search.searcher import Job
+from search.jobs import Job
+from smskd.notation import parse
+from smskd.recipe import WEIGHTINGS, Recipe
+from smskd.result import FAILED, Result
 
 _FRONT_LINES = 8
 # The front is summed up again after so long, and after so many times what it took: its share stays small.
@@ -65,10 +64,11 @@ class _Running:
     pair: str
     recipe: Recipe
     seed: int
+    epochs: Sequence[int]  # of each stage
     started: float
-    place: dict[str, Any] = field(default_factory=dict)
+    said: dict[str, Any] = field(default_factory=dict)
     # when its own training was first heard of, and how many epochs of it had been done
-    heard: tuple[float, float] | None = None
+    heard: tuple[float, int] | None = None
 
 
 class Progress:
@@ -121,16 +121,16 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    def trial_started(self, trial_id: str, pair: str, recipe: str, seed: int) -> None:
-        """A trial has got its device."""
-        self._running[trial_id] = _Running(pair, parse(recipe), seed, time.monotonic())
+    def trial_started(self, trial_id: str, job: Job, epochs: Sequence[int]) -> None:
+        """A trial has got its device. epochs: of each of its stages."""
+        self._running[trial_id] = _Running(job.pair, parse(job.recipe), job.seed, epochs, time.monotonic())
 
-    def trial_reported(self, trial_id: str, place: dict[str, Any]) -> None:
+    def trial_reported(self, trial_id: str, said: dict[str, Any]) -> None:
         """A trial says where it is: stage, epoch, epochs, val_accuracy, reused."""
         one = self._running.get(trial_id)
         if one is not None:
-            one.place = place
-            if one.heard is None and place.get("epochs") and place.get("stage"):
+            one.said = said
+            if one.heard is None and said.get("epochs") and said.get("stage"):
                 one.heard = time.monotonic(), _epochs_done(one)
         self._look()
 
@@ -138,26 +138,26 @@ class Progress:
         """A trial holds its device no longer."""
         self._running.pop(trial_id, None)
 
-    def ended(self, job: Job, record: Record, trained: int) -> None:
+    def ended(self, job: Job, record: Result, trained: int) -> None:
         """Take the outcome of a trial, and print it: failures always, the others where there is no live table."""
         self._done += 1
         self._trained += trained
-        stages = record["stages"]
-        self._spent += sum(stage["device_seconds"] for stage in stages[len(stages) - trained :])
+        stages = record.stages
+        self._spent += sum(stage.device_seconds for stage in stages[len(stages) - trained :])
         self._left, self._count, self._changed = self._remaining(), self._counts(), True
         name = f"{job.pair}: {job.recipe}" if self._several else job.recipe
-        if record["status"] == "failed":
+        if record.status == FAILED:
             self._failed += 1
-            failure = Text(f"{name}, seed {job.seed}: {record['error']}")
+            failure = Text(f"{name}, seed {job.seed}: {record.error}")
             if self._live is not None:
                 failure.append(f"\nkept in {self._causes[job.pair]}; to try it again, the same command: ")
                 failure.append(self._again, style="bold")
             _tell(self._console, failure, label=Text("failed", "bold red"))
         elif self._live is None:
             shared = len(stages) - trained
-            accuracy = f"validation {100 * stages[-1]['val_accuracy']:.2f} %"
-            if record["test_accuracy"] is not None:
-                accuracy += f", test {100 * record['test_accuracy']:.2f} %"
+            accuracy = f"validation {100 * record.val_accuracy:.2f} %"
+            if record.test_accuracy is not None:
+                accuracy += f", test {100 * record.test_accuracy:.2f} %"
             reused = f", {shared} of {len(stages)} stages reused" if shared else ""
             wanted = len(parse(job.recipe).stages)
             reused += f", given up after stage {len(stages)} of {wanted}" if len(stages) < wanted else ""
@@ -295,16 +295,11 @@ def fitted(
 
 
 def brief(recipe: Recipe) -> str:
-    """A recipe as short as it can be told: stages, and what differs from the recommended settings."""
-    text = "→".join(map(str, recipe.stages))
-    if len(recipe.stages) > 1:
-        if not recipe.anchored:
-            text += " no anchor"
-        else:
-            text += "" if recipe.anchor == "reference" else f" {recipe.anchor}"
-            text += "" if recipe.lambda_base == 0.5 else f" λ{recipe.lambda_base:.2g}"
-            text += "" if recipe.weighting == "fixed" else f" {recipe.weighting}"
-    return text + (f" {recipe.teachers} teachers" if recipe.teachers > 1 else "")
+    """A recipe as it is told on a screen: its line, with arrows."""
+    stages, *settings = str(recipe).split(" ")
+    words = {"anchor=none": "no anchor"} | {f"weighting={name}": name for name in WEIGHTINGS}
+    told = [words.get(one, one.replace("lambda_base=", "λ").replace("anchor=", "")) for one in settings]
+    return " ".join([stages.replace(">", "→"), *told])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,18 +331,16 @@ def closing(console: Console, config: Config, summary: pd.DataFrame, outcome: Ou
     rows = []
     best = winner(summary)
     for row in summary[summary["front"]].to_dict("records"):
-        anchored = row["n_stages"] > 1 and row["anchor"] != "none"
         rows.append(
             [
-                row["letter"], row["recipe"].replace(">", "→"),
-                f"{row['lambda_base']:.3g} {row['weighting']}" if anchored else "-",
+                row["letter"], brief(parse(row["recipe"])),
                 _accuracy(row["val_accuracy"], row["val_half_width"]),
                 _accuracy(row["test_accuracy"], row["test_half_width"]),
-                cost_text(config.costs[0], row["cost"]), f"{row['seeds']}/{config.seeds}",
+                cost_text(config.cost[0], row["cost"]), f"{row['seeds']}/{config.seeds}",
             ]
         )  # fmt: skip
-    names = ["", "recipe", "λ", "validation %", "test %", "cost", "seeds"]
-    front = fitted(names, rows, console.width, left=(0, 1, 2), flexible=(1,))
+    names = ["", "recipe", "validation %", "test %", "cost", "seeds"]
+    front = fitted(names, rows, console.width, left=(0, 1), flexible=(1,))
     for styled, row in zip(front.rows, summary[summary["front"]]["recipe_id"], strict=True):
         styled.style = "bold" if row == best else ""
     console.print(Text("front, mean ± 95 % interval", style="dim"))
@@ -359,9 +352,9 @@ def closing(console: Console, config: Config, summary: pd.DataFrame, outcome: Ou
     else:
         chosen = summary[summary["recipe_id"] == best].iloc[0]
         tested = _accuracy(chosen["test_accuracy"], chosen["test_half_width"])
-        told = Text("best on validation: ").append(f"{chosen['letter']}  {chosen['recipe']}", style="bold")
+        told = Text("best on validation: ").append(f"{chosen['letter']}  {brief(parse(chosen['recipe']))}", style="bold")
         told.append(f"  test {tested} %" if tested != "-" else "")
-        told.append(f"  {cost_text(config.costs[0], chosen['cost'])} → {config.folder / 'best.yaml'}")
+        told.append(f"  {cost_text(config.cost[0], chosen['cost'])} → {config.folder / 'best.yaml'}")
         _tell(console, told)
         if not summary["test_accuracy"].notna().any():
             advice = "confirm=5 runs the front again, on fresh seeds and the test split"
@@ -374,7 +367,7 @@ def closing(console: Console, config: Config, summary: pd.DataFrame, outcome: Ou
 def closing_several(console: Console, folder: Path, table: pd.DataFrame, outcome: Outcome) -> None:
     """What a search of several pairs ends with: a line a pair, their mean, what was trained, the report.
 
-    table: as reports.several.table has it.
+    table: as reports.index.table has it.
     """
     for row in table.to_dict("records"):
         if row["pair"] == MEAN:
@@ -432,19 +425,6 @@ def _tell(console: Console, said: Text | str, label: Text | None = None) -> None
         console.print(Text(label.plain.ljust(7)).append_text(text), soft_wrap=True)
 
 
-def cost_text(cost: str, value: float) -> str:
-    """A cost with its unit, as people say it."""
-    if cost == "seconds":
-        return duration(value)
-    if cost == "latency":
-        return f"{value:.3g} ms"
-    unit = " FLOP" if cost == "flops" else " parameters"
-    for size, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {prefix}{unit.strip()}" if cost == "flops" else f"{value / size:.3g} {prefix}"
-    return f"{value:.3g}{unit}"
-
-
 def _accuracy(mean: float, half_width: float) -> str:
     if math.isnan(mean):
         return "-"
@@ -456,46 +436,35 @@ def shortened(text: str, width: int) -> str:
     return text if cell_len(text) <= width else set_cell_size(text, max(0, width - 1)).rstrip() + "…"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 8 s, 3 min 20 s, 2 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
 def _front_row(line: FrontLine) -> list[str]:
     return [line.letter, line.recipe, _accuracy(line.val_accuracy, line.val_half_width), line.cost, line.seeds]
 
 
-def _epochs_done(one: _Running) -> float:
-    """Epochs that a trial has trained, in units of those of its present stage."""
-    place = one.place
-    stages = place["stage"] - 1 - (place.get("reused") or 0)
-    return float(max(0, stages) * place["epochs"] + place["epoch"])
+def _epochs_done(one: _Running) -> int:
+    """Epochs that a trial has trained, those of reused stages left out."""
+    said = one.said
+    return sum(one.epochs[said.get("reused") or 0 : said["stage"] - 1]) + int(said["epoch"])
 
 
 def _eta(one: _Running) -> float | None:
     """Seconds until a trial ends, as fast as its epochs since it was first heard of."""
-    if one.heard is None or not one.place.get("epochs"):
+    if one.heard is None or not one.said.get("epochs"):
         return None
     since, before = one.heard
     done = _epochs_done(one)
     if done <= before:
         return None
-    all_of_them = float((len(one.recipe.stages) - (one.place.get("reused") or 0)) * one.place["epochs"])
-    return max(0.0, all_of_them - done) * (time.monotonic() - since) / (done - before)
+    whole = sum(one.epochs[one.said.get("reused") or 0 :])
+    return max(0, whole - done) * (time.monotonic() - since) / (done - before)
 
 
 def _row(one: _Running) -> list[str]:
-    place, stages = one.place, one.recipe.stages
-    stage = min(place.get("stage", 1), len(stages))
-    epoch = f"{place['epoch']}/{place['epochs']}" if place.get("epochs") else ""
-    accuracy = f"{100 * place['val_accuracy']:.2f}" if place.get("val_accuracy") is not None else ""
-    prefix = ">".join(map(str, stages[: place.get("reused") or 0]))
-    doing = f"{stage}/{len(stages)} {stages[stage - 1]}" if stage else "its teacher"
+    said, stages = one.said, one.recipe.stages
+    stage = min(said.get("stage", 1), len(stages))
+    epoch = f"{said['epoch']}/{said['epochs']}" if said.get("epochs") else ""
+    accuracy = f"{100 * said['val_accuracy']:.2f}" if said.get("val_accuracy") is not None else ""
+    prefix = ">".join(one.path for one in stages[: said.get("reused") or 0])
+    doing = f"{stage}/{len(stages)} {stages[stage - 1].path}" if stage else "its teacher"
     return [
         brief(one.recipe), str(one.seed), doing, epoch, accuracy,
         duration(time.monotonic() - one.started), "" if (eta := _eta(one)) is None else duration(eta),

@@ -13,11 +13,11 @@ import os
 import secrets
 import tempfile
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray import tune
@@ -25,10 +25,12 @@ from ray.tune.search import Searcher
 
 from search import disk, guard, interrupts, trainable
 from search.config import Config, cores
+from search.jobs import Job, Source
 from search.nodes import Nodes, check_token, resources
 from search.progress import Progress
-from search.study import Asked, Record, Study
-from smskd.recipe import parse
+from smskd.notation import parse
+from smskd.recipe import Recipe
+from smskd.result import Result, failure, of_dict
 
 # A worker that dies (killed, out of memory, node lost) is started again this often; its finished stages are kept.
 WORKER_RETRIES = 2
@@ -37,230 +39,18 @@ FITS = 3
 # The driver looks after its trials several times a second; where it didn't for longer (it was busy, stopped, or its
 # machine asleep), it couldn't hear of progress either, and no more than this counts.
 _LOOK_S = 1.0
-# Recipes that may wait for stages in training before the study is asked for no more. A sampler that is asked early
-# knows less.
-LOOK_AHEAD, LOOK_AHEAD_OF_SAMPLERS = 64, 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """One trial: a pair, a recipe and a seed. test: open the test split when it is trained."""
-
-    pair: str
-    recipe: str
-    seed: int
-    test: bool
-
-
-class Source(Protocol):
-    """Where the Searcher gets its jobs from, and where results go."""
-
-    def next(self) -> Job | None:
-        """A job to start now, or None."""
-
-    def exhausted(self) -> bool:
-        """Whether no job will come any more, whatever the running ones bring."""
-
-    def take(self, job: Job, record: Record) -> None:
-        """The record of a job that ended."""
-
-    def advance(self, job: Job, stages: int) -> None:
-        """A running job has finished so many of its stages."""
-
-    def remaining(self) -> int:
-        """How many jobs are still to end, as far as one can tell."""
-
-    def put_back(self, job: Job) -> None:
-        """Take a running job back into the queue, before all others: what ran it is gone."""
-
-
-class _Stages:
-    """Which stages are being trained: a job that wants one of them would hold its device and wait."""
-
-    def __init__(self, *, splits_total: bool) -> None:
-        self._splits_total = splits_total
-        self._left: dict[Job, list[str]] = {}
-        self._busy = Counter[tuple[str, int]]()
-
-    def start(self, job: Job) -> None:
-        self._left[job] = self._ids(job)
-        self._busy.update((stage, job.seed) for stage in self._left[job])
-
-    def advance(self, job: Job, stages: int) -> None:
-        if job not in self._left:
-            return
-        done = len(self._ids(job)) - len(self._left[job])
-        for stage in self._left[job][: max(0, stages - done)]:
-            self._busy -= Counter({(stage, job.seed): 1})
-        self._left[job] = self._ids(job)[max(stages, done) :]
-
-    def end(self, job: Job) -> None:
-        self._busy -= Counter((stage, job.seed) for stage in self._left.pop(job))
-
-    def wanted_by(self, job: Job) -> bool:
-        """Whether a running job is at a stage of this one, or will be."""
-        return any((stage, job.seed) in self._busy for stage in self._ids(job))
-
-    def _ids(self, job: Job) -> list[str]:
-        ids = _stage_ids(job.recipe)
-        # where a total is split, recipes of another length have stages of another length
-        return [f"{stage}/{len(ids)}" for stage in ids] if self._splits_total else ids
-
-
-@functools.lru_cache(maxsize=10_000)
-def _stage_ids(recipe: str) -> list[str]:
-    """Ids of a recipe's beginnings: recipes that share one share, with the same seed, the stages up to there."""
-    return [prefix.id for prefix in parse(recipe).prefixes()]
-
-
-class StudySource:
-    """The search of one pair: recipes as its study asks for them, each with all its seeds.
-
-    Of the jobs that wait, the first starts that needs no stage which is in training; if there is none, the study is
-    asked for more, as long as not too many wait.
-    """
-
-    def __init__(self, study: Study, seeds: Sequence[int], pair: str, *, splits_total: bool) -> None:
-        """splits_total: the stages of longer recipes are shorter, so that recipes of two lengths share none."""
-        self._study, self._seeds, self._pair = study, seeds, pair
-        self._waiting: list[tuple[Asked, Job]] = []
-        # several where recipes that may be given up begin alike: one trial then serves them all
-        self._running: dict[Job, list[Asked]] = {}
-        self._stages = _Stages(splits_total=splits_total)
-        self._most = len(seeds) * (LOOK_AHEAD if study.sampler == "exhaustive" else LOOK_AHEAD_OF_SAMPLERS)
-        self._dry = False
-
-    def next(self) -> Job | None:
-        place = 0
-        while True:
-            while place < len(self._waiting):
-                asked, job = self._waiting[place]
-                if job in self._running:
-                    self._running[job].append(asked)
-                elif not self._stages.wanted_by(job):
-                    self._running[job] = [asked]
-                    self._stages.start(job)
-                else:
-                    place += 1
-                    continue
-                del self._waiting[place]
-                if self._running[job] == [asked]:
-                    return job
-            if place >= self._most:
-                return None
-            more = self._study.ask()
-            self._dry = more is None
-            if more is None:
-                return None
-            self._waiting += self._jobs(more)
-
-    def _jobs(self, asked: Asked) -> list[tuple[Asked, Job]]:
-        now = str(asked.now)
-        return [(asked, Job(pair=self._pair, recipe=now, seed=seed, test=False)) for seed in self._seeds]
-
-    def exhausted(self) -> bool:
-        return self._dry and not self._waiting and self._study.idle()
-
-    def take(self, job: Job, record: Record) -> None:
-        self._stages.end(job)
-        for asked in self._running.pop(job):
-            if not self._study.tell(asked, record) and not asked.records:  # its next stage, before other recipes
-                self._waiting[:0] = self._jobs(asked)
-
-    def advance(self, job: Job, stages: int) -> None:
-        self._stages.advance(job, stages)
-
-    def remaining(self) -> int:
-        later = self._study.stages_to_come() * len(self._seeds)
-        return len(self._waiting) + len(self._running) + later + self._study.room() * len(self._seeds)
-
-    def put_back(self, job: Job) -> None:
-        self._stages.end(job)
-        self._waiting[:0] = [(asked, job) for asked in self._running.pop(job)]
-
-
-class ListSource:
-    """A fixed list of jobs: the confirmation of one pair. The first starts that needs no stage which is in training."""
-
-    def __init__(self, jobs: Sequence[Job], keep: Callable[[Job, Record], None], *, splits_total: bool) -> None:
-        """splits_total: as in StudySource."""
-        self._waiting, self._keep = list(jobs), keep
-        self._running: set[Job] = set()
-        self._stages = _Stages(splits_total=splits_total)
-
-    def next(self) -> Job | None:
-        for place, job in enumerate(self._waiting):
-            if not self._stages.wanted_by(job):
-                del self._waiting[place]
-                self._running.add(job)
-                self._stages.start(job)
-                return job
-        return None
-
-    def exhausted(self) -> bool:
-        return not self._waiting and not self._running
-
-    def take(self, job: Job, record: Record) -> None:
-        self._running.remove(job)
-        self._stages.end(job)
-        self._keep(job, record)
-
-    def advance(self, job: Job, stages: int) -> None:
-        self._stages.advance(job, stages)
-
-    def remaining(self) -> int:
-        return len(self._waiting) + len(self._running)
-
-    def put_back(self, job: Job) -> None:
-        self._stages.end(job)
-        self._running.remove(job)
-        self._waiting.insert(0, job)
-
-
-class RoundRobin:
-    """The jobs of several pairs, one of each in turn: their teachers are trained side by side, and a device that one
-    pair has nothing for takes a job of another.
-    """
-
-    def __init__(self, sources: Mapping[str, Source]) -> None:
-        """sources: by pair, which is what its jobs name."""
-        self._sources = dict(sources)
-        self._turns = deque(self._sources)
-
-    def next(self) -> Job | None:
-        for _ in range(len(self._turns)):
-            source = self._sources[self._turns[0]]
-            self._turns.rotate(-1)
-            job = source.next()
-            if job is not None:
-                return job
-        return None
-
-    def exhausted(self) -> bool:
-        return all(source.exhausted() for source in self._sources.values())
-
-    def take(self, job: Job, record: Record) -> None:
-        self._sources[job.pair].take(job, record)
-
-    def advance(self, job: Job, stages: int) -> None:
-        self._sources[job.pair].advance(job, stages)
-
-    def remaining(self) -> int:
-        return sum(source.remaining() for source in self._sources.values())
-
-    def put_back(self, job: Job) -> None:
-        self._sources[job.pair].put_back(job)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
+class Trials:
     """What the trials of one pair have in common.
 
-    settings: what search.trainable needs, beside the job. digest: of the pair's teacher, if it is known. meet: called
+    settings: what search.trainable needs, beside the job. epochs: of each stage of a recipe. digest: of the pair's teacher, if it is known. meet: called
     with the first description of teacher, student and data.
     """
 
     settings: Mapping[str, Any]
+    epochs: Callable[[Recipe], Sequence[int]]
     digest: Callable[[], str | None]
     meet: Callable[[dict[str, Any]], None]
 
@@ -280,7 +70,8 @@ class _Relay(tune.Callback):
         config = trial.config
         self._started.add(trial.trial_id)
         self._search.runs_in(trial.trial_id, trial.temporary_state.ray_actor)
-        self._progress.trial_started(trial.trial_id, config["pipeline"]["pair"], config["recipe"], config["seed"])
+        job = Job(pair=config["pair"], recipe=config["recipe"], seed=config["seed"], test=config["test"])
+        self._progress.trial_started(trial.trial_id, job, config["epochs"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -354,13 +145,13 @@ class QueueSearcher(Searcher):
     def __init__(
         self,
         source: Source,
-        benches: Mapping[str, Bench],
-        on_end: Callable[[Job, Record, int], None],
+        trials: Mapping[str, Trials],
+        on_end: Callable[[Job, Result, int], None],
         nodes: Nodes,
     ) -> None:
-        """benches: by pair, of each pair that the source has jobs of."""
+        """trials: by pair, of each pair that the source has jobs of."""
         super().__init__()
-        self._source, self._benches, self._on_end, self._nodes = source, benches, on_end, nodes
+        self._source, self._trials, self._on_end, self._nodes = source, trials, on_end, nodes
         self._jobs: dict[str, Job] = {}
         self._hung: dict[str, list[float]] = {}
         self._actors: dict[str, str] = {}  # trial id -> Ray's id of its worker
@@ -381,9 +172,16 @@ class QueueSearcher(Searcher):
             return Searcher.FINISHED if self.problem or self._source.exhausted() else None
         self._jobs[trial_id] = job
         self._lost_before[trial_id] = self._nodes.lost()
-        bench = self._benches[job.pair]
-        told = {"recipe": job.recipe, "seed": job.seed, "test": job.test, "describe": bench.digest() is None}
-        return {**bench.settings, **told, "kind": self._nodes.wanted, "left_out": sorted(self._nodes.left_out)}
+        common = self._trials[job.pair]
+        told = {
+            "pair": job.pair,
+            "recipe": job.recipe,
+            "seed": job.seed,
+            "test": job.test,
+            "epochs": list(common.epochs(parse(job.recipe))),
+            "describe": common.digest() is None,
+        }
+        return {**common.settings, **told, "kind": self._nodes.wanted, "left_out": sorted(self._nodes.left_out)}
 
     def runs_in(self, trial_id: str, worker: Any) -> None:
         """A trial has started, in this actor of Ray's."""
@@ -401,7 +199,7 @@ class QueueSearcher(Searcher):
             if self._out_of_memory[job] > WORKER_RETRIES:
                 del self._jobs[trial_id]
                 cause = f"its node ran out of memory {WORKER_RETRIES + 1} times, and Ray killed the worker"
-                self._end(job, trainable.failure(job.seed, cause), 0)
+                self._end(job, failure(job.recipe, job.seed, cause), 0)
             else:
                 self._source.put_back(job)
         self._jobs.clear()
@@ -425,7 +223,7 @@ class QueueSearcher(Searcher):
             return
         if error or told is None:
             cause = self._cause(trial_id) if error else "the worker ended without an outcome"
-            self._end(job, trainable.failure(job.seed, cause), 0)
+            self._end(job, failure(job.recipe, job.seed, cause), 0)
             return
         outcome = json.loads(told)
         if "elsewhere" in outcome:
@@ -438,16 +236,16 @@ class QueueSearcher(Searcher):
         if "problem" in outcome:
             self.problem = self.problem or self._of_pair(job) + outcome["problem"]
             return
-        bench = self._benches[job.pair]
-        if bench.digest() is None:
-            bench.meet(outcome["bench"])
-        if outcome["teacher"] != bench.digest():
+        common = self._trials[job.pair]
+        if common.digest() is None:
+            common.meet(outcome["bench"])
+        if outcome["teacher"] != common.digest():
             self.problem = self._of_pair(job) + (
                 "the teacher isn't the one this run began with (the code, the library or its file has changed since), "
                 "and results of two teachers can't stand in one table; choose another folder with out="
             )
             return
-        self._end(job, outcome["record"], outcome["trained"])
+        self._end(job, of_dict(outcome["record"]), outcome["trained"])
 
     def _cause(self, trial_id: str) -> str:
         died = f"the worker died {WORKER_RETRIES + 1} times"
@@ -456,9 +254,9 @@ class QueueSearcher(Searcher):
         return f"{died} (killed, out of memory, or its node was lost)"
 
     def _of_pair(self, job: Job) -> str:
-        return f"pair={job.pair}: " if len(self._benches) > 1 else ""
+        return f"pair={job.pair}: " if len(self._trials) > 1 else ""
 
-    def _end(self, job: Job, record: Record, trained: int) -> None:
+    def _end(self, job: Job, record: Result, trained: int) -> None:
         self._source.take(job, record)
         self._on_end(job, record, trained)
 
@@ -472,18 +270,18 @@ class QueueSearcher(Searcher):
 def fit(
     source: Source,
     *,
-    benches: Mapping[str, Bench],
+    trials: Mapping[str, Trials],
     cpus: float,
     gpus: float,
     hang_after: float,
     progress: Progress,
-    on_end: Callable[[Job, Record, int], None],
+    on_end: Callable[[Job, Result, int], None],
     nodes: Nodes,
     callbacks: Sequence[tune.Callback] = (),
 ) -> None:
     """Run all jobs of a source to their end. Ray is initialised.
 
-    benches: as in QueueSearcher. hang_after: seconds without progress after which a worker is ended. on_end: called
+    trials: as in QueueSearcher. hang_after: seconds without progress after which a worker is ended. on_end: called
     with each job, its record, and how many stages it trained. nodes: where trials may run. callbacks: told of Tune's
     trials, as search.loggers are.
 
@@ -497,7 +295,7 @@ def fit(
         Exception: a full disk, or a study that can't be written (search.disk).
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by `on_end`, each in one line
-    search = QueueSearcher(source, benches, on_end, nodes)
+    search = QueueSearcher(source, trials, on_end, nodes)
     left = FITS
     while left:
         ended: Exception | None = None
@@ -505,7 +303,10 @@ def fit(
         try:
             with tempfile.TemporaryDirectory(prefix="smskd-tune-") as scratch:
                 tune.Tuner(
-                    tune.with_resources(trainable.train, lambda config: resources(cpus, gpus, config["left_out"])),
+                    tune.with_resources(
+                        functools.partial(trainable.train, trainable.Benches()),
+                        lambda config: resources(cpus, gpus, config["left_out"]),
+                    ),
                     param_space={"cpus": cpus, "hang_after": hang_after},
                     tune_config=tune.TuneConfig(search_alg=search, num_samples=-1, reuse_actors=True),
                     run_config=tune.RunConfig(

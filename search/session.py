@@ -11,22 +11,25 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from rich.console import Console
 
-import spaces
 from reports import budget
 from reports.front import COSTS, LIMITS
 from reports.gains import baseline
-from search import box, outputs, plan, storages
+from reports.text import cost_text
+from search import box, draws, jobs, outputs, plan_file, storages
 from search.config import Config, cores
-from search.progress import FrontLine, Standing, brief, cost_text
-from search.study import Limits, Record, Study
-from smskd.recipe import Recipe, parse
+from search.progress import FrontLine, Standing, brief
+from search.study import Design, Goal, Limits, Study
+from smskd.notation import parse
+from smskd.recipe import Recipe
+from smskd.result import COMPLETE, FAILED, PRUNED, Result, of_dict
 from smskd.store import open_store
 
 if TYPE_CHECKING:
-    from search.searcher import Bench, Job, Source
+    from search.searcher import Trials
+    from smskd.data import Data
 
 # Notes on the study: what is known of teacher and data; where hypervolume is measured; the front the test was opened
-# for; a fresh seed's record.
+# for; a fresh seed's result.
 _BENCH, _BOX, _OPENED, _CONFIRMED = "bench", "box", "test opened", "confirmed "
 
 
@@ -42,34 +45,30 @@ class Session:
         self.config, self.pair, self._console = config, config.networks.name, console
         self._started = time.monotonic()
         self.trained = {"search": 0, "confirm": 0}
-        self._failed_to_confirm: list[tuple[Recipe, Record]] = []
+        self._failed_to_confirm: list[tuple[Recipe, Result]] = []
         self.refusal: str | None = None
         self._bench: dict[str, Any] | None = None
         self._counter: Any = None
         self._counted: dict[str, float] = {}
-        space, menu = spaces.load(config.space), config.menu
+        self.scope = draws.look(config.search_space())
         self.study = Study(
-            space=lambda trial: space.suggest(trial, menu),
-            storage=storages.url(config.storage, config.folder),
+            self.scope,
+            storages.url(config.storage, config.folder),
             identity=config.identity,
-            seeds=config.search_seeds,
-            sampler=config.sampler,
-            trials=config.trials,
-            seed=config.seed,
-            objective=self._objective,
-            costs=config.costs,
-            limits=self._limits(),
-            margin=config.stop_margin / 100 if config.stop == "dominated" else None,
+            goal=Goal(values=self._objective, costs=config.cost, limits=self._limits()),
+            design=Design(
+                seeds=config.search_seeds,
+                sampler=config.sampler,
+                trials=config.trials,
+                seed=config.seed,
+                margin=config.stop_margin / 100 if config.stop == "dominated" else None,
+            ),
             sources=_sources(config),
-            # of a total that is split, a shorter recipe's stages are longer: its beginning is another training
-            prefixes=config.epochs_total is None,
         )
-        if self.study.points is not None:
-            config.stage_epochs(max(len(recipe.stages) for _, recipe in self.study.points.values()))
         # what is known of teacher, student and data, once a driver has asked; looked at for each record
         self._bench = self.study.attributes.get(_BENCH)
         fixed_box = self.study.attributes.get(_BOX)
-        if fixed_box and config.box not in (None, [*fixed_box["error"], *fixed_box["cost"]]):
+        if fixed_box and config.box not in (None, (*fixed_box["error"], *fixed_box["cost"])):
             fixed = ",".join(f"{value:g}" for value in (*fixed_box["error"], *fixed_box["cost"]))
             raise ValueError(
                 f"this run's box was fixed as [{fixed}] when it began: leave box= out, or use another out="
@@ -95,51 +94,49 @@ class Session:
         Raises:
             ValueError: one of them is missing or doesn't fit the pair, or this machine hasn't the cores or GPUs.
         """
-        config, pair = self.config, self.config.networks
+        config, file = self.config, self.config.experiment.teacher
         bounded = config.max_params is not None or config.max_flops is not None
-        if not config.check_built_in() or config.teacher is not None or bounded:  # torch takes seconds to import
-            from smskd import models, pipeline, teacher
+        if not config.check_built_in() or file is not None or bounded:  # torch takes seconds to import
+            from smskd import models, teacher
 
-            data = self._data(pipeline)
+            data = self._data()
             self._check_limits()
-            if config.teacher is not None:
-                network = models.build(pair.teacher.name, num_classes=data.classes, in_channels=data.channels)
-                teacher.read_weights(Path(config.teacher), network)
-        if config.address is None and (config.cpus > cores() or config.gpus):
+            if file is not None:
+                name = config.networks.teacher.name
+                network = models.build(name, num_classes=data.classes, in_channels=data.channels)
+                teacher.read_weights(Path(file), network)
+        if config.address is None and ((config.cpus or 0) > cores() or config.gpus):
             import torch
 
             config.check_resources(cores=cores(), gpus=torch.cuda.device_count())
 
-    def source(self, phase: str) -> Source | None:
+    def source(self, phase: str) -> jobs.Source | None:
         """The trials of a phase, `search` or `confirm`; None if there are none. For `confirm` the front is frozen."""
-        from search import searcher
-
-        splits_total = self.config.epochs_total is not None
         if phase == "search":
             if self.study.complete():
                 return None
-            return searcher.StudySource(self.study, self.config.search_seeds, self.pair, splits_total=splits_total)
-        jobs = [
-            searcher.Job(pair=self.pair, recipe=str(recipe), seed=seed, test=True)
+            return jobs.StudySource(self.study, self.config.search_seeds, self.pair)
+        fresh = [
+            jobs.Job(pair=self.pair, recipe=str(recipe), seed=seed, test=True)
             for recipe, seed in self._to_confirm(freeze=True)
         ]
-        return searcher.ListSource(jobs, self._keep, splits_total=splits_total) if jobs else None
+        return jobs.ListSource(fresh, self._keep) if fresh else None
 
-    def bench(self, device: str) -> Bench:
+    def trials(self, device: str) -> Trials:
         """What the trials have in common, on devices of this kind: `cpu` or `cuda`."""
-        from search import searcher
+        from search import searcher  # Ray takes seconds to import
 
+        config = self.config
         settings = {
-            "pipeline": self.config.pipeline | {"device": device},
-            "epochs": self.config.epochs,
-            "epochs_total": self.config.epochs_total,
-            "latency": "latency" in self.config.costs or self.config.max_latency_ms is not None,
-            "max_latency_ms": self.config.max_latency_ms,
-            "timed": self._timed,
-            "protocol": self.config.protocol,
-            "log": bool(self.config.log),
+            "worker": config.worker,
+            "device": device,
+            "latency": "latency" in config.cost or config.max_latency_ms is not None,
+            "max_latency_ms": config.max_latency_ms,
+            "timed": config.cost[0] == "seconds" and config.box is None,  # the box needs the time of a step
+            "protocol": config.protocol,
+            "log": bool(config.log),
         }
-        return searcher.Bench(settings=settings, digest=self._teacher_digest, meet=self._meet)
+        return searcher.Trials(settings=settings, epochs=config.epochs, digest=self._teacher_digest, meet=self._meet)
 
     def ended(self, phase: str, trained: int) -> None:
         """Count the stages that a trial of a phase has trained."""
@@ -155,12 +152,12 @@ class Session:
         records = [record for found in (settled, confirmed) for _, told in found.values() for record in told]
         store.own(
             self.config.mirrored or self.config.folder,
-            (stage["key"] for record in records for stage in record["stages"]),
+            (stage.key for record in records for stage in record.stages),
         )
         facts = {
             "stage_runs": self.trained["search"],
             "stage_runs_unshared": sum(
-                len(record["stages"] if record["status"] == "pruned" else recipe.stages)
+                len(record.stages if record.status == PRUNED else recipe.stages)
                 for recipe, records in settled.values()
                 for record in records
             ),
@@ -188,40 +185,24 @@ class Session:
         """Where hypervolume is measured, as run.json has it; decided when it is first asked for, and kept."""
         noted: dict[str, Any] | None = self.study.attributes.get(_BOX)
         if noted is None:
-            points = self.study.points
-            recipes = None if points is None else [recipe for _, recipe in points.values()]
-            known = {"epoch": None} | self._known_bench
-            if known["epoch"] is None and self.config.box is None:  # a run of before there was a box
-                known["epoch"] = self._epoch()
-            noted = box.decide(self.config, known, recipes)
+            noted = box.decide(self.config, self._known_bench, self.scope.recipes)
             self.study.note(_BOX, noted)
         return noted
 
-    def _epoch(self) -> dict[str, float]:
-        from search import bench
-        from smskd import pipeline
+    def _data(self) -> Data:
+        from smskd import bench  # torch takes seconds to import
 
-        return bench.epoch(self.config.networks, self._data(pipeline), timed=self._timed)
-
-    def _data(self, pipeline: Any) -> Any:
-        settings = self.config.pipeline
-        named = ("data", "data_dir", "train_size", "image_size")
-        return pipeline.load_data(self.config.networks, **{k: settings[k] for k in named})
-
-    @property
-    def _timed(self) -> bool:
-        """Whether the box needs the time of a step."""
-        return self.config.costs[0] == "seconds" and self.config.box is None
+        return bench.load_data(self.config.experiment)
 
     @property
     def causes(self) -> set[str]:
         """Why trials of the search failed."""
-        return {str(r["error"]) for _, records in self.study.settled.values() for r in records if r["error"]}
+        return {str(r.error) for _, records in self.study.settled.values() for r in records if r.error}
 
     @property
     def failed(self) -> int:
         """Trials that failed in this invocation."""
-        search = sum(record["status"] == "failed" for _, records in self.study.settled.values() for record in records)
+        search = sum(record.status == FAILED for _, records in self.study.settled.values() for record in records)
         return search + len(self._failed_to_confirm)
 
     @property
@@ -234,19 +215,18 @@ class Session:
         assert self._bench is not None, "the bench is noted before anything runs"
         return self._bench
 
-    def _objective(self, record: Record) -> tuple[float, ...]:
+    def _objective(self, record: Result) -> tuple[float, ...]:
         """Error on validation, and the chosen costs."""
         costs = self._measured(record)
-        return 1 - record["stages"][-1]["val_accuracy"], *(costs[COSTS[cost]] for cost in self.config.costs)
+        return 1 - record.val_accuracy, *(costs[COSTS[cost]] for cost in self.config.cost)
 
-    def _measured(self, record: Record) -> dict[str, float]:
+    def _measured(self, record: Result) -> dict[str, float]:
         """What a finished training took, by the names of the table's columns."""
-        stages, bench = record["stages"], self._bench or {}
         return {
-            "train_flops": sum(s["train_flops"] for s in stages),
-            "device_seconds": sum(s["device_seconds"] for s in stages),
-            "params": float(record["params"] or 0),
-            "latency_ms": float(bench.get("latency_ms") or 0),
+            "train_flops": record.train_flops,
+            "device_seconds": record.device_seconds,
+            "params": float(record.params or 0),
+            "latency_ms": float((self._bench or {}).get("latency_ms") or 0),
         }
 
     def _limits(self) -> Limits | None:
@@ -264,20 +244,19 @@ class Session:
         """What a recipe's training costs, counted with networks that are built here and not trained."""
         if recipe.id not in self._counted:
             if self._counter is None:
-                from smskd import pipeline
+                from smskd import pipeline  # torch takes seconds to import
 
-                self._counter = pipeline.Counter(self.config.networks, self._data(pipeline))
-            epochs = self.config.stage_epochs(len(recipe.stages))
-            self._counted[recipe.id] = sum(self._counter.stages(recipe, epochs))
+                self._counter = pipeline.Counter(self.config.experiment, self._data())
+            self._counted[recipe.id] = self._counter.recipe(recipe)
         return self._counted[recipe.id]
 
     def _check_limits(self) -> None:
         """Refuse limits that no recipe can keep to; that of the latency is for the workers, where the device is."""
-        from smskd import cost, models, pipeline
+        from smskd import cost, models
 
         config, pair = self.config, self.config.networks
         if config.max_params is not None:
-            data = self._data(pipeline)
+            data = self._data()
             student = models.build(pair.student.name, num_classes=data.classes, in_channels=data.channels)
             if (there := cost.parameters(student)) > config.max_params:
                 raise ValueError(
@@ -285,9 +264,7 @@ class Session:
                     f"{there} parameters; give more, or another pair"
                 )
         if config.max_flops is not None:
-            points = self.study.points
-            alone = [config.menu.recipe(method) for method in config.menu.methods]
-            cheapest = min(alone if points is None else [recipe for _, recipe in points.values()], key=self._flops)
+            cheapest = min(self.scope.recipes, key=self._flops)
             if (least := self._flops(cheapest)) > config.max_flops:
                 raise ValueError(
                     f"max_flops={config.max_flops:g} can't hold for any recipe: the cheapest, {cheapest}, takes "
@@ -329,7 +306,7 @@ class Session:
                     recipe=brief(settled[row["recipe_id"]][0]),
                     val_accuracy=row["val_accuracy"],
                     val_half_width=row["val_half_width"],
-                    cost=cost_text(self.config.costs[0], row["cost"]),
+                    cost=cost_text(self.config.cost[0], row["cost"]),
                     seeds=f"{row['seeds']}/{self.config.seeds}",
                 )
                 for row in table[table["front"]].to_dict("records")
@@ -345,15 +322,15 @@ class Session:
     def stages(self) -> dict[str, float]:
         """Seconds of training of all stages of the search, by key, whoever trained them."""
         return {
-            stage["key"]: stage["device_seconds"]
+            stage.key: stage.device_seconds
             for _, records in self.study.settled.values()
             for record in records
-            for stage in record["stages"]
+            for stage in record.stages
         }
 
     def planned(self) -> dict[str, Any] | None:
         """What a plan said of this run before, if there was one, beside what the search has spent."""
-        said = plan.read(self.config.folder)
+        said = plan_file.read(self.config.folder)
         return None if said is None else said | {"spent_device_seconds": sum(self.stages.values())}
 
     def _to_confirm(self, *, freeze: bool = False) -> list[tuple[Recipe, int]]:
@@ -385,10 +362,10 @@ class Session:
             self.study.note(_OPENED, {"time": now, "front": frozen, "reopened": bool(opened)})
         paper = self.config.protocol == "paper"
         done = {
-            (recipe.id, record["seed"])
+            (recipe.id, record.seed)
             for recipe, records in self._confirmed().values()
             for record in records
-            if not paper or record["status"] == "failed" or record.get("test_best_accuracy") is not None
+            if not paper or record.status == FAILED or record.test_best_accuracy is not None
         }
         return [
             (settled[member][0], seed)
@@ -397,21 +374,21 @@ class Session:
             if (member, seed) not in done
         ]
 
-    def _keep(self, job: Job, record: Record) -> None:
-        if record["status"] == "complete":
-            self.study.note(f"{_CONFIRMED}{job.recipe} {job.seed}", {"recipe": job.recipe, "record": record})
+    def _keep(self, job: jobs.Job, record: Result) -> None:
+        if record.status == COMPLETE:
+            self.study.note(f"{_CONFIRMED}{job.recipe} {job.seed}", record.to_dict())
         else:  # not noted, so that the same command tries again
             self._failed_to_confirm.append((parse(job.recipe), record))
 
-    def _confirmed(self) -> dict[str, tuple[Recipe, list[Record]]]:
+    def _confirmed(self) -> dict[str, tuple[Recipe, list[Result]]]:
         """Recipe id -> recipe and the records of its fresh seeds, of those that have any."""
-        noted = [n for key, n in sorted(self.study.attributes.items()) if key.startswith(_CONFIRMED)]
-        found: dict[str, tuple[Recipe, list[Record]]] = {}
-        records = [(parse(n["recipe"]), n["record"]) for n in noted if n["record"]["seed"] in self.config.confirm_seeds]
-        known = {(recipe.id, record["seed"]) for recipe, record in records}
+        noted = [of_dict(n) for key, n in sorted(self.study.attributes.items()) if key.startswith(_CONFIRMED)]
+        found: dict[str, tuple[Recipe, list[Result]]] = {}
+        records = [(parse(one.recipe), one) for one in noted if one.seed in self.config.confirm_seeds]
+        known = {(recipe.id, record.seed) for recipe, record in records}
         # one that was confirmed under protocol=honest, and fails under protocol=paper, is confirmed
         failed = [
-            (recipe, record) for recipe, record in self._failed_to_confirm if (recipe.id, record["seed"]) not in known
+            (recipe, record) for recipe, record in self._failed_to_confirm if (recipe.id, record.seed) not in known
         ]
         for recipe, record in [*records, *failed]:
             found.setdefault(recipe.id, (recipe, []))[1].append(record)
@@ -431,10 +408,10 @@ def _sources(config: Config) -> dict[str, str]:
             continue
         folder = Path(name).absolute()
         # of a run of several pairs, the one of this pair
-        place = next((f for f in (folder, folder / str(config.pair)) if (f / "study.db").is_file()), None)
-        if place is None:
+        holding = next((f for f in (folder, folder / config.pair) if (f / "study.db").is_file()), None)
+        if holding is None:
             raise ValueError(f"warm_start={name}: there is no study.db; give the folder that a search wrote to")
-        if place == config.folder:
+        if holding == config.folder:
             raise ValueError(f"warm_start={name} is this run itself: leave it out, or choose another folder with out=")
-        found[str(place)] = f"sqlite:///{place / 'study.db'}"
+        found[str(holding)] = f"sqlite:///{holding / 'study.db'}"
     return found

@@ -28,9 +28,9 @@ from smskd.result import Result
 from smskd.store import is_url, open_store
 
 if TYPE_CHECKING:
+    from search.jobs import Job, Source
     from search.loggers import Loggers
     from search.nodes import Nodes
-    from search.jobs import Job, Source
 
 
 class Search:
@@ -278,7 +278,7 @@ def _write(folder: Path, pairs: Sequence[str]) -> None:
     from reports import build
 
     written = [pair for pair in pairs if (folder / pair / "run.json").is_file()]
-    infos = {pair: build.read_info(folder / pair) for pair in written}
+    infos = {pair: load.info(folder / pair) for pair in written}
     tables = [results.read(folder / pair) for pair in written]
     rows = pd.concat(tables, ignore_index=True).to_dict("records")
     results.write([{str(key): value for key, value in row.items()} for row in rows], folder)
@@ -294,7 +294,9 @@ def _info(folder: Path, pairs: Sequence[str], infos: Mapping[str, Mapping[str, A
     ends = [info["finished"] for info in each]
     return {
         "schema": each[0]["schema"],
-        "config": each[0]["config"] | {"pair": list(pairs), "out": str(folder)},
+        "config": each[0]["config"] | {"out": str(folder)},
+        "experiment": each[0]["experiment"] | {"pair": list(pairs)},
+        "settings": each[0]["settings"],
         "seeds": each[0]["seeds"],
         **{k: sum(info[k] for info in each) for k in ("recipes", "stage_runs", "stage_runs_unshared", "failed")},
         "seconds": max(info["seconds"] for info in each),  # they ran side by side

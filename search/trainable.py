@@ -3,43 +3,51 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
 from search import nodes
+from smskd.notation import parse
+from smskd.recipe import Recipe
+from smskd.result import FAILED, Result, StageResult, failure
 
 if TYPE_CHECKING:
-    from search.study import Record
-    from smskd import pipeline
+    from smskd.bench import Bench
 
 _REPORT_EVERY_S = 1.0
 # The driver hears of progress so often before it would take a trial for hung.
 _BEATS = 10
 
 
-def failure(seed: int, cause: str) -> Record:
-    """The record of a trial that failed."""
-    return {"seed": seed, "status": "failed", "error": cause, "params": None, "stages": [], "test_accuracy": None}
-
-
-def _said(error: Exception, batch_size: int) -> str:
-    """What is recorded of an exception; where memory was short, the batch size is named."""
+def _said(error: Exception, batch_size: int | None = None) -> str:
+    """What is recorded of an exception: where a mistake in the code is; where memory was short, the batch size."""
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError) or any(sign in text for sign in ("out of memory", "can't allocate memory")):
-        text += (
-            f" (batch size {batch_size}, as the pair has it: it is never changed, since that changes the results; "
-            "use a device with more memory, or leave more of it to each trial, with gpus= or cpus=)"
+        return text + (
+            f" (batch size {batch_size or 'of the teacher'}: it is never changed by itself, since that changes the "
+            "results; use a device with more memory, leave more of it to each trial, with gpus= or cpus=, or set "
+            "batch_size=)"
         )
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+    if _traceback(error) is not None and frames:
+        text += f" ({'/'.join(Path(frames[-1].filename).parts[-3:])}, line {frames[-1].lineno})"
     return text
+
+
+def _traceback(error: Exception) -> str | None:
+    """Of what is a mistake in the code, and not a training that went wrong."""
+    return None if isinstance(error, RuntimeError | MemoryError) else "".join(traceback.format_exception(error))
 
 
 @contextlib.contextmanager
@@ -57,7 +65,7 @@ def _progress_told(tell: Callable[[], None]) -> Iterator[None]:
         return record.levelno > logging.DEBUG
 
     # both log each of their tries
-    locks = [(logger, logger.level) for logger in map(logging.getLogger, ("filelock", "smskd.remote"))]
+    locks = [(logger, logger.level) for logger in map(logging.getLogger, ("filelock", "smskd.store.remote"))]
     for logger, _ in locks:
         logger.setLevel(logging.DEBUG)
         logger.addFilter(waits)
@@ -71,7 +79,65 @@ def _progress_told(tell: Callable[[], None]) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def train(config: dict[str, Any]) -> None:
+class Benches:
+    """The last two benches of a worker: it runs many trials of each."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Bench] = {}
+
+    def get(self, config: Mapping[str, Any], on_epoch: Callable[[int, int], None]) -> Bench:
+        """The bench of a trial, made ready if it isn't yet."""
+        from smskd import bench, experiment
+        from smskd.store import open_store
+
+        worker = config["worker"]
+        key = json.dumps([worker, config["device"]], sort_keys=True)
+        if key not in self._made:
+            made = bench.prepare(
+                experiment.of_dict(worker["experiment"]),
+                open_store(worker["store"], worker["store_key"]),
+                device=config["device"],
+                on_epoch=on_epoch,
+            )
+            while len(self._made) >= 2:
+                del self._made[next(iter(self._made))]
+            self._made[key] = made
+        return self._made[key]
+
+
+class _Told:
+    """What a trial reports while it is at work."""
+
+    def __init__(self, stages: int, *, log: bool) -> None:
+        # stage: the one at work, from 1; 0 while the teacher is trained
+        self.progress: dict[str, Any] = {"stage": 1, "epoch": 0, "epochs": 0, "val_accuracy": None, "reused": 0}
+        self.finished: list[StageResult] = []
+        self._stages, self._log, self._last = stages, log, time.monotonic()
+
+    def tell(self, every: float) -> None:
+        if time.monotonic() - self._last >= every:
+            self._report()
+
+    def on_epoch(self, stage: int, epoch: int, epochs: int) -> None:
+        self.progress.update(stage=stage, epoch=epoch, epochs=epochs)
+        self.tell(_REPORT_EVERY_S)
+
+    def on_stage(self, number: int, result: StageResult) -> None:
+        self.finished.append(result)
+        self.progress.update(stage=min(number + 1, self._stages), epoch=0, val_accuracy=result.val_accuracy)
+        if not result.trained:
+            self.progress["reused"] = number
+        if (
+            number < self._stages
+        ):  # the last one's scalars go with the outcome; others may want a stage that was trained
+            self._report(_scalars(self.finished) if self._log else {})
+
+    def _report(self, more: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self._last = time.monotonic()
+        tune.report(self.progress | dict(more))
+
+
+def train(benches: Benches, config: dict[str, Any]) -> None:
     """The trainable: one recipe, one seed, through the pipeline; reports its progress and, last, its outcome.
 
     An exception of the training is an outcome too: it would be the same the next time, so Ray needn't try again. One of
@@ -83,52 +149,19 @@ def train(config: dict[str, Any]) -> None:
         return
     import torch
 
-    from search import bench, disk
-    from smskd import pairs, pipeline
-    from smskd.recipe import parse
+    from search import disk, facts
 
-    torch.set_num_threads(max(1, int(config["cpus"])))
-    recipe, seed = config["recipe"], config["seed"]
-    stages_wanted = len(parse(recipe).stages)
-    # stage: the one at work, from 1; 0 while the teacher is trained
-    place: dict[str, Any] = {"stage": 1, "epoch": 0, "epochs": 0, "val_accuracy": None, "reused": 0}
-    told = time.monotonic()
-    trained = 0
-    finished: list[pipeline.StageResult] = []
-
-    def tell(every: float) -> None:
-        nonlocal told
-        if time.monotonic() - told >= every:
-            told = time.monotonic()
-            tune.report(dict(place))
-
-    def on_epoch(stage: int, epoch: int, epochs: int) -> None:
-        place.update(stage=stage, epoch=epoch, epochs=epochs)
-        tell(_REPORT_EVERY_S)
-
-    def on_stage(number: int, result: pipeline.StageResult) -> None:
-        nonlocal told, trained
-        trained += result.trained
-        finished.append(result)
-        place.update(stage=min(number + 1, stages_wanted), epoch=0, val_accuracy=result.val_accuracy)
-        if not result.trained:
-            place["reused"] = number
-        if (
-            number < stages_wanted
-        ):  # the last one's scalars go with the outcome; others may want a stage that was trained
-            told = time.monotonic()
-            tune.report(place | (_scalars(finished) if config["log"] else {}))
-
-    beat = functools.partial(tell, config["hang_after"] / _BEATS)
-    chosen = pairs.choose(*(config["pipeline"].get(key) for key in ("pair", "teacher_model", "student_model")))
+    recipe = parse(config["recipe"])
+    told = _Told(len(recipe.stages), log=config["log"])
+    beat = functools.partial(told.tell, config["hang_after"] / _BEATS)
     try:
+        torch.set_num_threads(config["worker"]["experiment"].get("threads", 1))
         with _progress_told(beat):
-            prepared = pipeline.prepare(**config["pipeline"], on_epoch=functools.partial(on_epoch, 0))
+            bench = benches.get(config, functools.partial(told.on_epoch, 0))
         wanted = {"latency": config["latency"], "timed": config["timed"]}
-        described = bench.describe(prepared, **wanted) if config["describe"] else None
+        described = facts.describe(bench, **wanted) if config["describe"] else None
     except Exception as error:
-        said = disk.trouble(error) or _said(error, chosen.teacher_schedule.batch_size)
-        _report({"problem": f"data and teacher can't be prepared: {said}"})
+        _report({"problem": f"data and teacher can't be prepared: {disk.trouble(error) or _said(error)}"})
         return
     most = config["max_latency_ms"]
     if described is not None and most is not None and described["latency_ms"] > most:
@@ -137,35 +170,38 @@ def train(config: dict[str, Any]) -> None:
             {"refused": f"max_latency_ms={most:g} can't hold for any recipe: {took}; give more, or another student"}
         )
         return
-    place.update(stage=1, epoch=0, epochs=0)
-    record: Record
+    told.progress.update(stage=1, epoch=0, epochs=0)
     try:
         with _progress_told(beat):
-            result = pipeline.run(
-                recipe, seed=seed, epochs=config["epochs"], epochs_total=config["epochs_total"], on_stage=on_stage,
-                on_epoch=on_epoch, test_each_epoch=config["test"] and config["protocol"] == "paper",
-                **config["pipeline"],
-            )  # fmt: skip
-        named = ("key", "val_accuracy", "train_flops", "device_seconds", "anchor_weights")
-        stages: Any = [{k: getattr(s, k) for k in named} | asdict(s.kept) for s in result.stages]
-        record = {
-            "seed": seed, "status": "complete", "error": None, "params": result.params, "stages": stages,
-            "test_accuracy": pipeline.test_accuracy(result, prepared) if config["test"] else None,
-            "extra_teacher_flops": result.extra_teacher_flops, "test_best_accuracy": result.test_best_accuracy,
-        }  # fmt: skip
+            result = _trained(bench, recipe, config, told)
     except Exception as error:
         if (cause := disk.trouble(error)) is not None:
             _report({"problem": cause})
             return
         # whatever else it is, it is this trial's result, with its cause
-        where = f"stage {place['stage']} of {stages_wanted}"
-        record = failure(seed, f"{where}: {_said(error, chosen.student_schedule.batch_size)}")
+        stage = told.progress["stage"]
+        size = recipe.stages[stage - 1].training(bench.experiment.defaults).batch_size
+        cause = f"stage {stage} of {len(recipe.stages)}: {_said(error, size)}"
+        result = failure(config["recipe"], config["seed"], cause, _traceback(error))
     scalars: dict[str, Any] = {}
-    if record["status"] != "failed":
-        of_test = {k: v for k in ("test_accuracy", "test_best_accuracy") if (v := record.get(k)) is not None}
-        scalars = _scalars(finished) | of_test
-    outcome = {"record": record, "trained": trained, "teacher": prepared.teacher_digest, "bench": described}
+    if result.status != FAILED:
+        tests = {"test_accuracy": result.test_accuracy, "test_best_accuracy": result.test_best_accuracy}
+        scalars = _scalars(told.finished) | {name: value for name, value in tests.items() if value is not None}
+    trained = sum(stage.trained for stage in told.finished)
+    outcome = {"record": result.to_dict(), "trained": trained, "teacher": bench.teacher_digest, "bench": described}
     _report(outcome, scalars)
+
+
+def _trained(bench: Bench, recipe: Recipe, config: Mapping[str, Any], told: _Told) -> Result:
+    from smskd import pipeline
+
+    looks = config["test"] and config["protocol"] == "paper"
+    result = pipeline.distil(
+        recipe, bench, seed=config["seed"], test_each_epoch=looks, on_stage=told.on_stage, on_epoch=told.on_epoch
+    )
+    if not config["test"]:
+        return result
+    return dataclasses.replace(result, test_accuracy=pipeline.test_accuracy(result, bench))
 
 
 def _report(outcome: dict[str, Any], scalars: Mapping[str, Any] = MappingProxyType({})) -> None:
@@ -173,7 +209,7 @@ def _report(outcome: dict[str, Any], scalars: Mapping[str, Any] = MappingProxyTy
     tune.report({"outcome": json.dumps(outcome), **scalars})
 
 
-def _scalars(finished: Sequence[pipeline.StageResult]) -> dict[str, Any]:
+def _scalars(finished: Sequence[StageResult]) -> dict[str, Any]:
     """What there is to plot of the stages so far: costs of all of them, the rest of the last one."""
     last = finished[-1]
     return {
@@ -183,7 +219,7 @@ def _scalars(finished: Sequence[pipeline.StageResult]) -> dict[str, Any]:
         "error": 1 - last.val_accuracy,
         "train_flops": sum(result.train_flops for result in finished),
         "device_seconds": sum(result.device_seconds for result in finished),
-        "agreement_teacher": last.kept.agreement_teacher,
-        "agreement_previous": last.kept.agreement_previous,
+        "agreement_teacher": last.agreement_teacher,
+        "agreement_previous": last.agreement_previous,
         "losses": json.dumps([dict(epoch) for epoch in last.losses]),
     }

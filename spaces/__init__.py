@@ -1,7 +1,8 @@
 """Search spaces, one a file: a docstring, and suggest(trial, menu) -> Recipe. Nothing to register, and no torch.
 
-A file may also say MAX_STAGES, the number of stages it searches up to when nobody asks for more; and COMPARISON = True,
-if its recipes are systems to be compared, at equal total epochs, and are all to be confirmed with fresh seeds.
+A space is one of Optuna's: `trial` has all of `suggest_*`, and choices may hang on those before. A file may also say
+MAX_STAGES, the number of stages it searches up to when nobody asks for more; and COMPARISON = True, if its recipes are
+systems to be compared, at equal total epochs, and are all to be confirmed with fresh seeds.
 """
 
 from __future__ import annotations
@@ -10,51 +11,58 @@ import ast
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import TYPE_CHECKING, Any
 
 from smskd import names
-from smskd.recipe import Recipe, make
+from smskd.notation import make
+from smskd.recipe import Recipe, declaration
+from smskd.settings import Value
 
+if TYPE_CHECKING:
+    from optuna.trial import BaseTrial as Trial
+else:  # it takes half a second to import
+    Trial = Any
+
+__all__ = ["DEFAULT_MAX_STAGES", "Menu", "Trial", "available", "load"]
 DEFAULT_MAX_STAGES = 3
-
-
-class Trial(Protocol):
-    """What a space draws from: the part of optuna.trial.Trial that has a fixed number of parameters.
-
-    Choices are strings or numbers. A name must stand for the same choices in every call. Of the parameters `stage_1`,
-    `stage_2`, ... those past `n_stages` must have no effect, where a space has these names: nobody walks through them.
-    """
-
-    def suggest_categorical(self, name: str, choices: Sequence[str]) -> str: ...
-
-    def suggest_int(self, name: str, low: int, high: int) -> int: ...
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Menu:
-    """What a search may choose from, and what stays fixed where a space doesn't search it.
+    """What a search may choose from, and what the command line fixes.
 
-    methods: stages in notation, such as `kd` or `kd+rkd`. max_stages: the longest recipe.
+    methods: stages in notation, such as `kd`, `kd+rkd` or `kd(temperature=2)`. max_stages: the longest recipe. defaults:
+    the pair's settings, by flat key. fixed: settings of whole recipes, as `lambda_base`. taken: all that the command
+    line sets or searches, so that a space can't. epochs_total: of each recipe, where that is given.
     """
 
     methods: tuple[str, ...]
     max_stages: int
-    anchor: str
-    weighting: str
-    lambda_base: float
+    defaults: Mapping[str, Value] = field(default_factory=dict)
+    fixed: Mapping[str, Value] = field(default_factory=dict)
+    taken: frozenset[str] = frozenset()
+    epochs_total: int | None = None
 
-    def recipe(self, stages: str, **searched: str | float) -> Recipe:
-        """A recipe of these stages (`kd>rkd`); what isn't searched is as the menu says."""
-        kept = {name: getattr(self, name) for name in ("anchor", "weighting", "lambda_base") if name not in searched}
-        return make(stages, kept | searched)
+    def default(self, key: str) -> Value:
+        """The value of a setting of methods or of the training where nobody sets it."""
+        one = declaration(key)
+        assert one is not None, f"{key} is a setting"
+        return self.defaults.get(key, one.default)
+
+    def recipe(self, stages: str, **searched: Value) -> Recipe:
+        """A recipe of these stages (`kd>rkd`), with settings of the whole that the space chooses; others are as fixed.
+
+        Raises:
+            ValueError: one of them is set by the command line, too.
+        """
+        for key in searched:
+            if key in self.taken:
+                raise ValueError(f"{key}= is chosen by the space itself: leave it out, or take another space")
+        return make(stages, dict(self.fixed) | searched)
 
 
 def available() -> dict[str, str]:

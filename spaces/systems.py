@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import permutations
 
-from smskd.recipe import WEIGHTINGS, Recipe, make
+from smskd.recipe import WEIGHTINGS, Recipe
 from spaces import Menu, Trial
 
 # Systems are compared at equal totals, and all of them are run again with fresh seeds.
@@ -21,7 +21,7 @@ def suggest(trial: Trial, menu: Menu) -> Recipe:
         raise ValueError(f"space=systems needs at least 2 methods, but got methods=[{','.join(menu.methods)}]")
     listed = systems(menu.methods)
     stages, settings = listed[trial.suggest_categorical("system", list(listed))]
-    return make(stages, {"lambda_base": menu.lambda_base} | settings)  # anchor and weighting are the systems' own
+    return menu.recipe(stages, **settings)
 
 
 def systems(methods: tuple[str, ...]) -> dict[str, tuple[str, dict[str, str | float]]]:

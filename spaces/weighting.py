@@ -18,7 +18,7 @@ def suggest(trial: Trial, menu: Menu) -> Recipe:
     """
     if menu.max_stages < 2:
         raise ValueError("space=weighting compares anchors of later stages, so max_stages >= 2 must hold, but got 1")
-    if menu.anchor == "none":
+    if menu.fixed.get("anchor") == "none":
         raise ValueError(
             "space=weighting compares anchors, so anchor=none leaves nothing to search; use anchor=reference"
         )

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from smskd import cost, models, pipeline
+from smskd import cost, job, models
+from smskd.bench import Bench
 from smskd.data import Data
-from smskd.pairs import Pair
-from smskd.pipeline import Bench
+from smskd.experiment import Experiment
+from smskd.recipe import Stage
 
 _TIMED_STEPS = 5
 
@@ -32,7 +33,7 @@ def describe(bench: Bench, *, latency: bool, timed: bool) -> dict[str, Any]:
             "name": bench.pair.teacher.name,
             "params": cost.parameters(bench.teacher.network),
             "val_accuracy": bench.teacher_accuracy,
-            "source": bench.teacher_source,
+            "source": bench.teachers[0].source,
             "digest": bench.teacher_digest,
         },
         "student": {"name": bench.pair.student.name, "params": cost.parameters(student)},
@@ -51,12 +52,12 @@ def describe(bench: Bench, *, latency: bool, timed: bool) -> dict[str, Any]:
             "pixels": str(data.train.images[:1].dtype).removeprefix("torch."),
         },
         "latency_ms": cost.latency_ms(student, data.normalised(data.train.images[:1])) if latency else None,
-        "epoch": epoch(bench.pair, data, timed=timed),
-        "environment": pipeline.environment(bench.device, bench.numerics),
+        "epoch": epoch(bench.experiment, data, timed=timed),
+        "environment": job.environment(bench.device, bench.numerics),
     }
 
 
-def epoch(pair: Pair, data: Data, *, timed: bool) -> dict[str, float]:
+def epoch(experiment: Experiment, data: Data, *, timed: bool) -> dict[str, float]:
     """What one epoch takes of the bare student's training, and beside it of the teacher's and the student's forward.
 
     In FLOPs, `train_flops`, `teacher_flops`, `student_flops`; and if `timed` in seconds of this device, by the median
@@ -64,9 +65,9 @@ def epoch(pair: Pair, data: Data, *, timed: bool) -> dict[str, float]:
     """
     student, teacher = (
         models.build(spec.name, num_classes=data.classes, in_channels=data.channels).to(data.mean.device)
-        for spec in (pair.student, pair.teacher)
+        for spec in (experiment.networks.student, experiment.networks.teacher)
     )
-    size = min(pair.student_schedule.batch_size, len(data.train))
+    size = min(Stage(methods=("ce",)).training(experiment.defaults).batch_size, len(data.train))
     steps = len(data.train) // size
     batch = data.normalised(data.train.images[:size])
     forward = {
