@@ -428,10 +428,11 @@ def parse(argv: Sequence[str]) -> Config:
     if "cpus" in config_of and "threads" not in made:
         made["threads"] = max(1, int(config_of["cpus"]))
     config = Config(**config_of, experiment=cli.build(Experiment, made), settings=settings, ranges=searched)
-    for key in sorted((given.keys() & {"methods", "max_stages"}) - _reads(config)):
-        raise ValueError(
-            f"{key}= has no effect in space={config.space}, which doesn't use it or searches it; leave it out"
-        )
+    if of_menu := given.keys() & {"methods", "max_stages"}:
+        for key in sorted(of_menu - _reads(config)):
+            raise ValueError(
+                f"{key}= has no effect in space={config.space}, which doesn't use it or searches it; leave it out"
+            )
     return config
 
 

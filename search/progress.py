@@ -352,7 +352,8 @@ def closing(console: Console, config: Config, summary: pd.DataFrame, outcome: Ou
     else:
         chosen = summary[summary["recipe_id"] == best].iloc[0]
         tested = _accuracy(chosen["test_accuracy"], chosen["test_half_width"])
-        told = Text("best on validation: ").append(f"{chosen['letter']}  {brief(parse(chosen['recipe']))}", style="bold")
+        name = f"{chosen['letter']}  {brief(parse(chosen['recipe']))}"
+        told = Text("best on validation: ").append(name, style="bold")
         told.append(f"  test {tested} %" if tested != "-" else "")
         told.append(f"  {cost_text(config.cost[0], chosen['cost'])} → {config.folder / 'best.yaml'}")
         _tell(console, told)

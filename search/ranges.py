@@ -59,8 +59,7 @@ def parse(key: str, text: str) -> Range:
     """Read a range of a setting of recipes.
 
     Raises:
-        ValueError: it is no such range, is empty or upside down, or a value is out of the setting's bounds; the place is
-            marked.
+        ValueError: it is no such range, is empty or upside down, or a value is out of the setting's bounds; marked.
     """
     setting = declaration(key)
     assert setting is not None, f"{key} is a setting of recipes"

@@ -5,15 +5,18 @@ Running the same command again is how a search goes on after anything that ended
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from search import config as configs
 from search import disk, interrupts, storages
+from search.space import SpaceError
 
 if TYPE_CHECKING:
     from search.several import Search
@@ -33,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         pairs = configs.parse_pairs(argv)
         from search import several  # Optuna and pandas take long to import: wrong arguments are refused before
 
-        with several.held(pairs):
+        with several.held(pairs), _mistakes_kept(pairs[0].folder):
             search = several.Search(pairs, console, again)
             try:
                 if search.work_left():
@@ -58,6 +61,20 @@ def main(argv: Sequence[str]) -> int:
         if isinstance(error, RuntimeError):
             return _complain(error, NOTHING, kept)
         raise
+
+
+@contextlib.contextmanager
+def _mistakes_kept(folder: Path) -> Iterator[None]:
+    """Leave the traceback of a mistake in a space's file in the run's folder."""
+    try:
+        yield
+    except SpaceError as error:
+        if not error.details:
+            raise
+        kept = folder / "errors" / "space.txt"
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(error.details)
+        raise ValueError(f"{error}; the traceback is in {kept}") from error
 
 
 def _end(search: Search, console: Console) -> int:

@@ -45,8 +45,8 @@ _LOOK_S = 1.0
 class Trials:
     """What the trials of one pair have in common.
 
-    settings: what search.trainable needs, beside the job. epochs: of each stage of a recipe. digest: of the pair's teacher, if it is known. meet: called
-    with the first description of teacher, student and data.
+    settings: what search.trainable needs, beside the job. epochs: of each stage of a recipe. digest: of the pair's
+    teacher, if it is known. meet: called with the first description of teacher, student and data.
     """
 
     settings: Mapping[str, Any]

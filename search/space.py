@@ -145,7 +145,7 @@ def _rounded(value: Value) -> Value:
 
 
 class _Flexible:
-    """Passes draws on. Of choices that hang on earlier ones, each set has a name of its own: Optuna knows one a name."""
+    """Passes draws on. Choices that hang on earlier ones have a name for each set: Optuna knows one set a name."""
 
     def __init__(self, trial: BaseTrial, known: dict[str, tuple[Any, ...]]) -> None:
         self._trial, self._known = trial, known

@@ -58,7 +58,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What is minimised: `values` makes the error, and each of `costs`, of a result; and what a recipe may cost at most.
+    """What is minimised: of a result, `values` makes the error and each of `costs`; and what a recipe may cost.
 
     limits: a recipe known to break one isn't trained; one that turns out to is never on the front.
     """

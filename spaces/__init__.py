@@ -35,9 +35,9 @@ DEFAULT_MAX_STAGES = 3
 class Menu:
     """What a search may choose from, and what the command line fixes.
 
-    methods: stages in notation, such as `kd`, `kd+rkd` or `kd(temperature=2)`. max_stages: the longest recipe. defaults:
-    the pair's settings, by flat key. fixed: settings of whole recipes, as `lambda_base`. taken: all that the command
-    line sets or searches, so that a space can't. epochs_total: of each recipe, where that is given.
+    methods: stages in notation, such as `kd`, `kd+rkd` or `kd(temperature=2)`. max_stages: the longest recipe.
+    defaults: the pair's settings, by flat key. fixed: settings of whole recipes, as `lambda_base`. taken: all that the
+    command line sets or searches, so that a space can't. epochs_total: of each recipe, where that is given.
     """
 
     methods: tuple[str, ...]
