@@ -21,7 +21,7 @@ from reports.naming import alike, display, named, settings_text
 from reports.results import read_json, write_atomically
 from reports.statistics import pooled_sd, sampling_half_width
 from reports.tables import Grid, markdown_grid, markdown_text
-from reports.text import NONE, NOT, cost_text, duration, known, number, percent, plural, points, when
+from reports.text import NONE, NOT, cost_text, duration, known, number, percent, plural, points, span, when
 
 NAME = "MODEL_CARD.md"
 _FILES = {
@@ -252,7 +252,7 @@ def _chosen(results: pd.DataFrame, info: Mapping[str, Any], summary: pd.DataFram
     allowed = int(summary["feasible"].sum())
     text = (
         f"By the highest mean accuracy on validation, of {plural(allowed, 'candidate')}, each trained with "
-        f"{_seeds(summary)}: the space `{_code(config.get('space', NOT))}`, sampler "
+        f"{span(summary['seeds'], 'seed')}: the space `{_code(config.get('space', NOT))}`, sampler "
         f"`{_code(info.get('sampler') or config.get('sampler') or NOT)}`."
     )
     if allowed < len(summary):
@@ -271,7 +271,10 @@ def _chosen(results: pd.DataFrame, info: Mapping[str, Any], summary: pd.DataFram
         )
     front = int(summary["front"].sum())
     member = f" and is {row['letter']} of {plural(front, 'member')} of the front" if row["letter"] else ""
-    return ["## How it was chosen", f"{text} The winner costs {_md(cost_text(_cost(info), row['cost']))}{member}."]
+    return [
+        "## How it was chosen",
+        f"{text} The winner costs {_md(cost_text(objectives(info)[0][0], row['cost']))}{member}.",
+    ]
 
 
 def _limitations(info: Mapping[str, Any], row: Any) -> list[str]:
@@ -290,9 +293,8 @@ def _limitations(info: Mapping[str, Any], row: Any) -> list[str]:
 
 
 def _provenance(info: Mapping[str, Any], student: Mapping[str, Any] | None) -> list[str]:
-    versions, machine = info.get("versions"), info["machine"]
-    versions = versions if isinstance(versions, Mapping) else {}
-    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    machine = info["machine"]
+    listed = ", ".join(f"{name} {version}" for name, version in (info.get("versions") or {}).items())
     lines = [
         f"- program: commit `{_code(info.get('commit') or NOT)}` (a plus: with changes)",
         f"- versions: {_md(listed or NOT)}",
@@ -323,15 +325,6 @@ def _shape(info: Mapping[str, Any]) -> str:
     data = info["dataset"]
     shape = [data.get(name) for name in ("channels", "height", "width")]
     return NOT if None in shape else f"{shape[0]} x {shape[1]} x {shape[2]} (channels, height, width)"
-
-
-def _cost(info: Mapping[str, Any]) -> str:
-    return objectives(info)[0][0]
-
-
-def _seeds(summary: pd.DataFrame) -> str:
-    least, most = int(summary["seeds"].min()), int(summary["seeds"].max())
-    return plural(most, "seed") if least == most else f"{least} to {plural(most, 'seed')}"
 
 
 def _md(text: object) -> str:

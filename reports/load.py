@@ -14,7 +14,6 @@ import pandas as pd
 from reports import results
 
 SCHEMA = 2
-Cost = Literal["flops", "seconds", "params", "latency"]
 # Of a pair: a folder has it.
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _AGAIN = "run the same search command again: it writes the file anew"
@@ -28,77 +27,34 @@ class Run:
     info: Mapping[str, Any]
 
 
-class _Network(msgspec.Struct):
-    name: str | None = None
-    params: int | None = None
-    val_accuracy: float | None = None
-    digest: str | None = None
+def _part(**kinds: Any) -> type[msgspec.Struct]:
+    """An object of which the reports read these keys; each may be missing, or null."""
+    return msgspec.defstruct("part", [(key, kind | None, None) for key, kind in kinds.items()])
 
 
-class _Dataset(msgspec.Struct):
-    name: str | None = None
-    train: int | None = None
-    validation: int | None = None
-    test: int | None = None
-
-
-class _Confirm(msgspec.Struct):
-    seeds: list[int] = []
-    opened: str | None = None
-    reopened: bool = False
-
-
-class _Machine(msgspec.Struct):
-    gpus: list[Any] = []
-
-
-class _Config(msgspec.Struct):
-    warm_start: str | list[str] | None = None
-
-
-class _Box(msgspec.Struct):
-    error: tuple[float, float]
-    cost: tuple[float, float]
-    cost_name: Cost
-
-
-class _Common(msgspec.Struct):
-    """What the run.json of one pair and that of several have."""
-
-    schema: Literal[2]
-    config: _Config
-    machine: _Machine
-    experiment: dict[str, Any]
-    settings: dict[str, str]
-    objectives: Annotated[list[Literal["error"] | Cost], msgspec.Meta(min_length=2)]
-    limits: dict[Literal["params", "latency_ms", "flops"], float | None] = {}
-    versions: dict[str, str] | None = None
-    recipes: int | None = None
-    seconds: float | None = None
-
-
-class _One(_Common, kw_only=True):
-    teacher: _Network
-    student: _Network
-    dataset: _Dataset
-    confirm: _Confirm
-    box: _Box | None = None
-    front: list[str] | None = None
-
-
-class _PairOfNetworks(msgspec.Struct):
-    teacher: _Network = msgspec.field(default_factory=_Network)
-    student: _Network = msgspec.field(default_factory=_Network)
-    confirm: _Confirm = msgspec.field(default_factory=_Confirm)
-
-
-class _Names(msgspec.Struct):
-    pair: Annotated[list[Annotated[str, msgspec.Meta(pattern=rf"^{NAME.pattern}\Z")]], msgspec.Meta(min_length=1)]
-
-
-class _Several(_Common, kw_only=True):
-    experiment: _Names  # type: ignore[assignment]
-    pairs: dict[str, _PairOfNetworks]
+_COST = Literal["flops", "seconds", "params", "latency"]
+_ENDS = tuple[float, float]
+_NETWORK: Any = _part(name=str, params=int, val_accuracy=float, digest=str)
+_CONFIRM: Any = _part(seeds=list[int], opened=str, reopened=bool)
+_BOX = msgspec.defstruct("box", [("error", _ENDS), ("cost", _ENDS), ("cost_name", _COST)])
+_NAMES = Annotated[list[Annotated[str, msgspec.Meta(pattern=rf"^{NAME.pattern}\Z")]], msgspec.Meta(min_length=1)]
+_SHARED: dict[str, Any] = {
+    "config": _part(warm_start=str | list[str]),
+    "machine": _part(gpus=list),
+    "settings": dict[str, str],
+    "objectives": Annotated[list[Literal["error"] | _COST], msgspec.Meta(min_length=2)],
+    "limits": dict[Literal["params", "latency_ms", "flops"], float | None],
+}
+_MAYBE = _part(box=_BOX, front=list[str], versions=dict[str, str], recipes=int, seconds=float)
+# What is read of a run.json of one pair, and of several.
+_ONE = _SHARED | {"experiment": dict[str, Any], "teacher": _NETWORK, "student": _NETWORK, "confirm": _CONFIRM}
+_ONE |= {"dataset": _part(name=str, train=int, validation=int, test=int)}
+_PAIR: Any = _part(teacher=_NETWORK, student=_NETWORK, confirm=_CONFIRM)
+_SEVERAL = _SHARED | {"experiment": msgspec.defstruct("experiment", [("pair", _NAMES)]), "pairs": dict[str, _PAIR]}
+_KINDS = {
+    several: msgspec.defstruct("info", [*kinds.items()], bases=(_MAYBE,), kw_only=True)
+    for several, kinds in ((False, _ONE), (True, _SEVERAL))
+}
 
 
 def run(folder: Path) -> Run:
@@ -137,7 +93,7 @@ def info(folder: Path, *, several: bool = False) -> dict[str, Any]:
     if schema != SCHEMA:
         raise ValueError(f"{path} has schema {schema!r}, but this program reads {SCHEMA}; {_AGAIN}")
     try:
-        msgspec.convert(found, _Several if several else _One)
+        msgspec.convert(found, _KINDS[several])
     except msgspec.ValidationError as cause:
         raise ValueError(f"{path} isn't as a search writes it: {cause} ($ is the whole of it); {_AGAIN}") from cause
     if found["objectives"][0] != "error" or "error" in found["objectives"][1:]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from reports.front import COSTS, objectives, summarise, winner
 from reports.importance import importance
 from reports.load import Run, get
 from reports.naming import Row, display, named
-from reports.provenance import limits_text, provenance, teacher_accuracy, test_sampling
+from reports.provenance import limits_text, provenance, test_sampling
 from reports.recipes import Cost, label_of
-from reports.text import NOT, TIMES, duration, known, number, percent, plural, when
+from reports.text import NOT, TIMES, duration, known, number, percent, plural, span, unit_of, when
 
 
 def contents(run: Run, files: Mapping[str, str | None]) -> dict[str, Any]:
@@ -47,11 +47,12 @@ def contents(run: Run, files: Mapping[str, str | None]) -> dict[str, Any]:
     winner_id = winner(summary)
     best = next((row for row in rows if row["recipe_id"] == winner_id), None)
     pinned = best or max(rows, key=lambda row: row["val_accuracy"])
-    base = next((row for row in rows if row["recipe_id"] == gains.baseline(summary)), None)
+    base_id = gains.baseline(summary)
+    base = next((row for row in rows if row["recipe_id"] == base_id), None)
     found = comparison.entries(results, summary, {row["recipe_id"]: row for row in rows})
     gain_notes = comparison.notes(found, rows, base, seen)
     costs = recipes.costs_of(summary, chosen)
-    low, high, teacher = recipes.accuracy_ends(summary, teacher_accuracy(info))
+    low, high, teacher = recipes.accuracy_ends(summary, get(info, "teacher", "val_accuracy"))
     yamls = recipes.yamls(results, rows, info["experiment"])
     if files.get("best.yaml") and info.get("winner") == pinned["recipe_id"]:
         yamls[pinned["recipe_id"]] = str(files["best.yaml"])
@@ -92,7 +93,7 @@ def contents(run: Run, files: Mapping[str, str | None]) -> dict[str, Any]:
         "tiles": _tiles(best, base, rows, costs[0], found, sampling),
         "costs": costs,
         "panels": list(panels),
-        "notes": _notes(summary, teacher, teacher_accuracy(info), costs, chosen, low, tested),
+        "notes": _notes(summary, teacher, get(info, "teacher", "val_accuracy"), costs, chosen, low, tested),
         "legend": [name for name in figures.SHAPES if any(entry["shape"] == name for entry in entries)],
         "stages": [stage for stage in figures.STAGES if any(entry["stage"] == stage for entry in entries)],
         "over_limit": not summary["feasible"].all(),
@@ -137,7 +138,7 @@ def _counts(
     count = plural(len(rows), "recipe")
     if isinstance(planned, int) and planned > len(rows):
         count = f"{len(rows):,} of {plural(planned, 'recipe')} complete"
-    text = f"{count} {TIMES} {_seeds_text([row['seeds'] for row in rows], 'search seed')}" if rows else f"{count}"
+    text = f"{count} {TIMES} {span([row['seeds'] for row in rows], 'search seed')}" if rows else f"{count}"
     pruned = results.loc[(results["phase"] == "search") & (results["status"] == "pruned"), "recipe_id"].nunique()
     over = sum(not row["feasible"] for row in rows)
     text += f"; {plural(pruned, 'recipe')} given up or not begun (pruned)" if pruned else ""
@@ -147,16 +148,11 @@ def _counts(
         return text + "; not confirmed on the test split."
     front = sum(bool(row["letter"]) for row in confirmed)
     others = f" and {plural(len(confirmed) - front, 'other recipe')}" if len(confirmed) > front else ""
-    seeds = _seeds_text([row["confirm_seeds"] for row in confirmed], "fresh seed")
+    seeds = span([row["confirm_seeds"] for row in confirmed], "fresh seed")
     opened = get(info, "confirm", "opened")
     once = "opened more than once, last" if get(info, "confirm", "reopened") is True else "opened once"
     members = plural(front, "front member")
     return f"{text}; {members}{others} confirmed with {seeds} on the test split, {once} ({when(opened)})."
-
-
-def _seeds_text(counts: Iterable[int], noun: str) -> str:
-    least, most = min(counts := [int(n) for n in counts]), max(counts)
-    return plural(most, noun) if least == most else f"{least} to {plural(most, noun)}"
 
 
 def _tiles(
@@ -252,13 +248,13 @@ def _notes(
         extra.append(f"The teacher, {percent(teacher)} % on validation, is off the axis.")
     if summary["seeds"].nunique() > 1:
         extra.append("Recipes differ in how many seeds have finished.")
-    seeds = _seeds_text(summary["seeds"], "seed")
+    seeds = span(summary["seeds"], "seed")
     mean, front = ("one seed", "front") if summary["seeds"].max() == 1 else (f"mean of {seeds}", "front of the means")
     out = {"lead": f"{lead} {bars}", "extra": " ".join(extra)}
     out["validation"] = f"validation split, {mean}, {plural(len(summary), 'recipe')}; dashed: {front}"
     if tested:
         confirmed = summary[summary["confirm_seeds"].notna()]
-        fresh = _seeds_text(confirmed["confirm_seeds"], "fresh seed")
+        fresh = span(confirmed["confirm_seeds"], "fresh seed")
         bar = "" if confirmed["test_half_width"].notna().any() else ", so no intervals"
         out["test"] = (
             f"test split, {'mean of ' if fresh != '1 fresh seed' else ''}{fresh}{bar}; front members and baselines"
@@ -304,7 +300,7 @@ def _growth(
     over = summary.loc[~summary["feasible"], "recipe_id"].tolist()
     steps = over_budget(results, name, box, infeasible=over)
     spent_in = "flops" if name == "flops" else "seconds"
-    scale, unit = recipes.unit_of(spent_in, float(steps["spent"].iloc[-1]))
+    scale, unit = unit_of(spent_in, float(steps["spent"].iloc[-1]))
     shown = steps.assign(spent=steps["spent"] / scale).round({"hypervolume": 6, "low": 6, "high": 6})
     spent = [float(f"{value:.7g}") for value in shown["spent"]]
     ends = [[None if pd.isna(value) else float(value) for value in shown[end]] for end in ("low", "high")]
@@ -327,7 +323,7 @@ def _growth(
     outside = share_outside(points, box)
     ends_of_cost = []
     for end in box.cost:
-        size, unit = recipes.unit_of(name, end)
+        size, unit = unit_of(name, end)
         ends_of_cost.append(f"{number(end / size)} {unit}")
     last = _share(values[-1], ends[0][-1], ends[1][-1])
     band = "band: 95 %, means redrawn. " if ends[0][-1] is not None else "one seed: no band. "

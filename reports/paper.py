@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,7 @@ class Variant:
     """
 
     ids: frozenset[str]
+    methods: str
     settings: Mapping[str, Any]
     scores: Mapping[str, Mapping[int, float]]
 
@@ -103,7 +104,7 @@ class Variant:
 class PairResults:
     """All that the runs say of one pair on one data set.
 
-    variants: by what a recipe trains, then total epochs. notations: how a recipe is written. spread: within recipes, by
+    variants: by what a recipe trains, then total epochs. spread: within recipes, by
     split. whole: trained on all images; data_text says on how many if not. reopened: the test split, more than once.
     """
 
@@ -114,7 +115,6 @@ class PairResults:
     reopened: bool = False
     teacher: float | None = None
     variants: Mapping[Identity, Mapping[int, Variant]] = field(default_factory=dict)
-    notations: Mapping[Identity, str] = field(default_factory=dict)
     spread: Mapping[str, Pooled] = field(default_factory=dict)
 
     def of(self, system: System) -> Mapping[int, Variant]:
@@ -258,11 +258,8 @@ def _setting(own: PairResults, recipes: Sequence[str]) -> Setting:
 def _four(own: PairResults, setting: Setting) -> str:
     """The recipe of four stages that ran: one that goes on from the three, if there is one."""
     preferred = f"{THREE}>kd"
-    ran = [
-        notation
-        for identity, notation in own.notations.items()
-        if len(identity[0]) == 4 and identity == _staged(notation, setting, name="").identity
-    ]
+    found = [next(iter(by_epochs.values())).methods for by_epochs in own.variants.values()]
+    ran = [name for name in found if name.count(">") == 3 and own.of(_staged(name, setting, name=""))]
     return min(ran, key=lambda n: (n != preferred, not n.startswith(f"{THREE}>"), n), default=preferred)
 
 
@@ -304,11 +301,11 @@ def _table(
         value = published[of.pair].get(system.key)
         start = (name, display(system.methods), NONE if value is None else f"{value:.1f}")
         if not of.of(system):
-            rows.append((*start, NOT_RUN, *_cells(best, NONE), NONE, NONE, NONE))
+            rows.append((*start, NOT_RUN, *(NONE,) * best, NONE, NONE, NONE))
         for epochs, variant in sorted(of.of(system).items()):
             values = list(variant.scores.get(split, {}).values())
             text = _mean(of, variant, split) if values else _incomplete(variant)
-            flattered = _cells(best, _mean(of, variant, BEST))
+            flattered = (_mean(of, variant, BEST),) * best
             data = of.data_text if side_by_side else of.data
             rows.append((*start, text, *flattered, str(len(values)), str(epochs), data))
     judged: list[tuple[str, ...]] = []
@@ -345,11 +342,11 @@ def _table(
         measured=Grid(
             header=(
                 *("system", "recipe", "published, %", "ours, honest, %" if best else "ours, %"),
-                *_cells(best, "ours, paper's protocol, %"),
+                *("ours, paper's protocol, %",) * best,
                 *("seeds", "total epochs", "data"),
             ),
             align="pprr" + "r" * best + "rrl",
-            rows=(*rows, *((*row[:4], *_cells(best, NONE), *row[4:]) for row in more)),
+            rows=(*rows, *((*row[:4], *(NONE,) * best, *row[4:]) for row in more)),
         ),
         claims=Grid(
             header=("claim", "published", "ours, points", "seeds", "total epochs", "verdict"),
@@ -359,11 +356,6 @@ def _table(
         remarks=tuple(marks),
         judged=sum(row[3] != NONE for row in judged),
     )
-
-
-def _cells(shown: bool, *texts: str) -> tuple[str, ...]:
-    """Cells of columns that are there only sometimes."""
-    return texts if shown else ()
 
 
 def _mean(own: PairResults, variant: Variant, split: str) -> str:
@@ -399,7 +391,7 @@ def _judge(own: PairResults, claim: Claim, split: str, published: float | None) 
         return NONE, NONE, NONE, f"{why}: {missing.name}"
     common = sorted(set(first) & set(second))
     if not common:
-        return NONE, NONE, NONE, f"unequal budgets: {_listed(first)} against {_listed(second)} epochs"
+        return NONE, NONE, NONE, _unequal([first, second])
     epochs = common[-1]
     both = [own.of(system)[epochs] for system in (claim.first, claim.second)]
     if (why_not := _unlike(both)) is not None:
@@ -435,7 +427,7 @@ def _judge_orders(own: PairResults, systems: Sequence[System], split: str) -> tu
         return NONE, NONE, NONE, f"{NOT_RUN}: {missing} of {plural(len(systems), 'order')}"
     common = sorted(set.intersection(*map(set, budgets)))
     if not common:
-        return NONE, NONE, NONE, f"unequal budgets: {' against '.join(sorted({_listed(b) for b in budgets}))} epochs"
+        return NONE, NONE, NONE, _unequal(budgets)
     epochs = common[-1]
     variants = [own.of(system)[epochs] for system in systems]
     if (why_not := _unlike(variants)) is not None:
@@ -462,15 +454,16 @@ def _incomplete(variant: Variant) -> str:
     return "not complete" if len(variant.ids) == 1 else f"{len(variant.ids)} recipes that differ in other settings"
 
 
+def _unequal(budgets: Sequence[Sequence[int]]) -> str:
+    texts = dict.fromkeys(", ".join(map(str, epochs)) for epochs in budgets)
+    return f"unequal budgets: {' against '.join(texts)} epochs"
+
+
 def _unlike(variants: Sequence[Variant]) -> str | None:
     """Why these can't be compared: the settings of which they have several values; None if they can."""
     values = [(name, value) for variant in variants for name, value in variant.settings.items()]
     names = sorted({name for name, value in values if any(of == name and value != other for of, other in values)})
     return f"unequal settings: {', '.join(names)}" if names else None
-
-
-def _listed(epochs: Sequence[int]) -> str:
-    return ", ".join(map(str, epochs))
 
 
 def _identity(row: Mapping[Any, Any]) -> Identity:
@@ -503,24 +496,22 @@ def _pair_results(pair: str, data: str, runs: Sequence[Run]) -> PairResults:
     _agreed(f"digest of the teacher of {name}", (get(run.info, "teacher", "digest") for run in single))
     measured = [value for run in single if (value := get(run.info, "teacher", "val_accuracy")) is not None]
     variants: dict[Identity, dict[int, Variant]] = {}
-    notations: dict[Identity, str] = {}
     for run in runs:
-        for identity, epochs, notation, found in _variants(run.table):
-            notations.setdefault(identity, notation)
+        for identity, epochs, found in _variants(run.table):
             by_epochs = variants.setdefault(identity, {})
             before = by_epochs.get(epochs, found)
             if before.ids != found.ids:
-                by_epochs[epochs] = Variant(ids=before.ids | found.ids, settings={}, scores={})
+                by_epochs[epochs] = replace(found, ids=before.ids | found.ids, scores={})
                 continue
             for split, values in found.scores.items():
                 for seed, value in values.items():
                     if (known_one := before.scores[split].get(seed, value)) != value:
                         raise ValueError(
-                            f"one training has one accuracy, but {notation} of {name}, {epochs} epochs, seed {seed}, "
-                            f"has {known_one:.4f} and {value:.4f} on {split}; leave one of its runs out"
+                            f"one training has one accuracy, but {found.methods} of {name}, {epochs} epochs, seed "
+                            f"{seed}, has {known_one:.4f} and {value:.4f} on {split}; leave one of its runs out"
                         )
             scores = {split: {**before.scores[split], **values} for split, values in found.scores.items()}
-            by_epochs[epochs] = Variant(ids=found.ids, settings=found.settings, scores=scores)
+            by_epochs[epochs] = replace(found, settings={**before.settings, **found.settings}, scores=scores)
     every = [variant.scores for by_epochs in variants.values() for variant in by_epochs.values() if variant.scores]
     return PairResults(
         pair=pair,
@@ -530,27 +521,32 @@ def _pair_results(pair: str, data: str, runs: Sequence[Run]) -> PairResults:
         reopened=any(get(run.info, "confirm", "reopened") is True for run in runs),
         teacher=measured[0] if measured else None,
         variants=variants,
-        notations=notations,
         spread={split: pooled_sd([list(s[split].values()) for s in every]) for split in _SPLITS},
     )
 
 
-def _variants(table: pd.DataFrame) -> Iterable[tuple[Identity, int, str, Variant]]:
-    """What it trains, epochs in all, methods, and accuracies, of each recipe of one run.
+def _variants(table: pd.DataFrame) -> Iterable[tuple[Identity, int, Variant]]:
+    """What it trains, epochs in all, and accuracies, of each recipe of one run.
 
     A recipe of which a seed isn't complete has no accuracies of that split: what failed may be what trains badly.
     """
     names = [name for name in results.differing(table) if name not in _OF_IDENTITY]
-    for (recipe_id, _), group in table.groupby(["recipe_id", "epochs_total"], sort=True):
-        rows = group.to_dict("records")
+    grouped: dict[tuple[str, int], list[dict[Any, Any]]] = {}
+    for row in table.to_dict("records"):
+        grouped.setdefault((row["recipe_id"], row["epochs_total"]), []).append(row)
+    for (recipe_id, epochs), rows in sorted(grouped.items()):
         found = {}
         for split, (phase, column) in _SPLITS.items():
             here = [row for row in rows if row["phase"] == phase]
             good = all(row["status"] == "complete" and known(row[column]) for row in here)
             found[split] = {row["seed"]: row[column] for row in here} if good else {}
         settings = {name: rows[0][name] for name in names if known(rows[0][name])}
-        variant = Variant(ids=frozenset({str(recipe_id)}), settings=settings, scores=found)
-        yield _identity(rows[0]), int(rows[0]["epochs_total"]), rows[0]["methods"], variant
+        methods = rows[0]["methods"]
+        yield (
+            _identity(rows[0]),
+            epochs,
+            Variant(ids=frozenset({recipe_id}), methods=methods, settings=settings, scores=found),
+        )
 
 
 def _agreed(what: str, values: Iterable[Any]) -> str | None:

@@ -15,12 +15,6 @@ from reports.statistics import sampling_half_width
 from reports.text import NOT, cost_text, duration, known, number, percent, plural, when
 
 
-def teacher_accuracy(info: Mapping[str, Any]) -> float | None:
-    """The teacher's accuracy on validation, a fraction, where it was measured."""
-    value = get(info, "teacher", "val_accuracy")
-    return None if value is None else float(value)
-
-
 def test_sampling(rows: Sequence[Row], info: Mapping[str, Any]) -> tuple[float, int] | None:
     """What the choice of test images alone does to the best accuracy: half of its 95 % interval in points; images."""
     tested = [float(row["test_accuracy"]) for row in rows if known(row["test_accuracy"])]

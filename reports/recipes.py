@@ -14,15 +14,14 @@ from reports import figures
 from reports.front import COSTS, nondominated
 from reports.naming import WEIGHTINGS, Row, anchored, display, recipe_yaml
 from reports.statistics import Gain
-from reports.text import NONE, known, number, percent, plural, points
+from reports.text import NONE, known, number, percent, plural, points, unit_of
 
-_QUANTITIES: dict[
-    str, tuple[str, str, dict[float, str]]
-] = {  # field of the axis: what it is, its short name, steps of its unit
-    "flops": ("training cost, {} per student", "FLOPs", {1e6: "MFLOP", 1e9: "GFLOP", 1e12: "TFLOP", 1e15: "PFLOP"}),
-    "seconds": ("training time, device {} per student", "device time", {1: "s", 60: "min", 3600: "h"}),
-    "params": ("student size, {}", "parameters", {1: "parameters", 1e3: "k parameters", 1e6: "M parameters"}),
-    "latency": ("inference time, {}", "latency", {1: "ms"}),
+# Of a cost: what it is, and its short name.
+_QUANTITIES = {
+    "flops": ("training cost, {} per student", "FLOPs"),
+    "seconds": ("training time, device {} per student", "device time"),
+    "params": ("student size, {}", "parameters"),
+    "latency": ("inference time, {}", "latency"),
 }
 # What figures, card and tooltips need of an entry; the tables need the rest.
 DRAWN = (
@@ -52,13 +51,6 @@ class Cost:
     def text(self, row: Row) -> str:
         """The recipe's cost with its unit."""
         return f"{number(self.of(row))} {self.unit}"
-
-
-def unit_of(name: str, value: float) -> tuple[float, str]:
-    """The largest unit of a cost that is no more than the value: its size, and its name."""
-    units = _QUANTITIES[name][2]
-    scale = max((step for step in units if value >= step), default=min(units))
-    return scale, units[scale]
 
 
 def costs_of(summary: pd.DataFrame, chosen: Sequence[str]) -> list[Cost]:

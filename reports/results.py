@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import msgspec
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,11 +56,7 @@ COLUMNS: dict[str, Column] = {
     "error": Column("str", True, "cause of a failure, or why a recipe was given up"),
     "val_accuracy": Column("float64", True, "accuracy on the validation split after the last epoch, 0 to 1"),
     "test_accuracy": Column("float64", True, "accuracy on the test split after the last epoch, 0 to 1; `confirm` only"),
-    "test_best_accuracy": Column(
-        "float64",
-        True,
-        "highest test accuracy of any epoch, 0 to 1: flattered by its choice; `confirm` under `protocol=paper` only",
-    ),
+    "test_best_accuracy": Column("float64", True, "highest of any epoch, which flatters; under `protocol=paper` only"),
     "train_flops": Column("float64", True, "training cost as if no stage were shared, floating-point operations"),
     "device_seconds": Column("float64", True, "training time as if no stage were shared, seconds"),
     "spent_flops": Column("float64", True, "training cost of the stages that no row of an earlier position paid for"),
@@ -77,11 +70,7 @@ COLUMNS: dict[str, Column] = {
     "lambda_base": Column("float64", True, "largest weight of the anchor; null without an anchor"),
     "anchor_temperature": Column("float64", True, "temperature of the anchor; null unless it is `reference`"),
     "teachers": Column("int64", False, "how many teachers the methods share out among them"),
-    "extra_teacher_flops": Column(
-        "float64",
-        True,
-        "training cost of the teachers beyond the first, floating-point operations; in no other column",
-    ),
+    "extra_teacher_flops": Column("float64", True, "training cost of teachers beyond the first; in no other column"),
 }
 # Settings among the fixed columns: these, too, may differ between the recipes of a run.
 _FIXED_SETTINGS = ("lambda_base", "weighting", "anchor", "anchor_temperature", "teachers")
@@ -124,22 +113,16 @@ def write(rows: Sequence[Mapping[str, object]], folder: Path) -> None:
         ValueError: a row lacks a column, has a value of the wrong type or range, or occurs twice; a setting has a name
             that none can have, or values of several types; or two rows of a pair have one position.
     """
-    kinds = _kinds(rows)
-    checked = [_check(row, kinds) for row in rows]
-    order = ("n_stages", "recipe", "recipe_id", "seed")
-    checked.sort(key=lambda r: (r["pair"], PHASES.index(str(r["phase"])), *(r[name] for name in order)))
-    for before, after in itertools.pairwise(checked):
-        if all(before[name] == after[name] for name in ("pair", "recipe_id", "seed", "phase")):
-            raise ValueError(f"one row per pair, recipe_id, seed and phase must hold, but two rows are {_name(after)}")
-    taken: dict[tuple[object, object], Mapping[str, object]] = {}
-    for row in checked:
-        other = taken.setdefault((row["pair"], row["position"]), row)
-        if other is not row:
-            raise ValueError(
-                f"position {row['position']} must be of one row, but is of {_name(other)} and of {_name(row)}"
-            )
-    schema = pa.schema({name: _ARROW[column.dtype] for name, column in COLUMNS.items()} | kinds)
-    table = pa.Table.from_pylist(checked, schema=schema.with_metadata({_KEY: str(SCHEMA).encode()}))
+    names = {name for row in rows for name in row} - COLUMNS.keys()
+    settings = sorted(names, key=lambda name: (name.count("."), name))  # of the training before those of methods
+    arrays = {name: _array(name, [row.get(name) for row in rows]) for name in (*COLUMNS, *settings)}
+    table = pa.table({name: array for name, array in arrays.items() if array.type != pa.null()})
+    frame = _frame(table)
+    if wrong := _wrong(frame):
+        raise ValueError(wrong)
+    order = frame.assign(phase=frame["phase"].map(PHASES.index))
+    order = order.sort_values(["pair", "phase", "n_stages", "recipe", "recipe_id", "seed"], kind="stable")
+    table = table.take(order.index.to_numpy()).replace_schema_metadata({_KEY: str(SCHEMA).encode()})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     write_atomically(folder / "results.parquet", sink.getvalue().to_pybytes())
@@ -180,27 +163,12 @@ def read(folder: Path) -> pd.DataFrame:
         kind = table.schema.field(name).type if name in table.column_names else "no such column"
         if kind != _ARROW[column.dtype]:
             raise ValueError(f"column {name} of {path} must be {column.dtype}, but is {kind}; {_AGAIN}")
-    for field in table.schema:
-        if field.name not in COLUMNS and (field.type not in _KINDS or not _SETTING.fullmatch(field.name)):
-            raise ValueError(
-                f"{field.name!r} of type {field.type} in {path} is neither a column nor a setting; {_AGAIN}"
-            )
-    if len(set(table.column_names)) < table.num_columns or set(_ADDED) & set(table.column_names):
-        raise ValueError(f"{path} has a column twice, or one of a name that is taken; {_AGAIN}")
+    odd = [name for name in table.column_names if name not in COLUMNS and table.schema.field(name).type not in _KINDS]
+    if odd or len(set(table.column_names)) < table.num_columns:
+        raise ValueError(f"{path} has a column twice, or columns of unknown types: {odd}; {_AGAIN}")
     frame = _frame(table)
-    for name in map(str, frame.columns):
-        values = frame[name]
-        wrong = values.isna() & (name in COLUMNS and not COLUMNS[name].nullable)
-        if values.dtype == "float64":
-            wrong |= values.abs() == math.inf
-        if name in _FRACTIONS:
-            wrong |= (values < 0) | (values > 1)
-        if name in _CHOICES:
-            wrong |= ~values.isin(_CHOICES[name])
-        if name in _COUNTS:
-            wrong |= (values < 0) | (values > _COUNTS[name])
-        if wrong.any():
-            raise ValueError(f"{name} can't be {values[wrong].iloc[0]!r}, as {path} says; {_AGAIN}")
+    if wrong := _wrong(frame):
+        raise ValueError(f"{wrong}, as {path} says; {_AGAIN}")
     return frame
 
 
@@ -216,21 +184,9 @@ def read_json(path: Path) -> Any:
     if len(text) > _JSON_BYTES:
         raise ValueError(f"it must have at most {_JSON_BYTES} bytes")
     try:
-        return json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+        return msgspec.json.decode(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-
-
-def _whole(text: str) -> int:
-    if len(text) > len(str(-(2**63))):
-        raise ValueError(f"a whole number of {len(text)} digits")
-    return int(text)
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(f"{text[:40]} is no number")
-    return value
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -277,88 +233,62 @@ def schema_markdown() -> str:
 
 def _frame(table: pa.Table) -> pd.DataFrame:
     dtypes = {field.name: _KINDS[field.type] for field in table.schema}
-    dtypes |= {name: column.dtype for name, column in COLUMNS.items()}
+    dtypes |= {name: column.dtype for name, column in COLUMNS.items() if column.nullable or not table[name].null_count}
     # by way of objects, since whole numbers with nulls would become floats
     frame: pd.DataFrame = table.to_pandas(integer_object_nulls=True)
     return frame[[*COLUMNS, *(name for name in table.column_names if name not in COLUMNS)]].astype(dtypes)
 
 
-def _kinds(rows: Sequence[Mapping[str, object]]) -> dict[str, pa.DataType]:
-    """The Arrow types of the settings of all rows: of the training before those of methods and single stages."""
-    found: dict[str, set[pa.DataType]] = {}
-    for row in rows:
-        for name in row.keys() - COLUMNS.keys():
-            if not _SETTING.fullmatch(name) or name in _ADDED:
-                raise ValueError(f"{name!r} in {_name(row)} is neither a column nor a setting: {_SETTING.pattern}")
-            if not _null(row[name]):
-                found.setdefault(name, set()).add(_kind(name, row))
-    out = {}
-    for name, kinds in sorted(found.items(), key=lambda item: (item[0].count("."), item[0])):
-        kinds = {pa.float64()} if kinds == {pa.int64(), pa.float64()} else kinds
-        if len(kinds) > 1:
-            raise ValueError(f"{name} must have one type in all rows, but has {', '.join(sorted(map(str, kinds)))}")
-        out[name] = kinds.pop()
-    return out
+def _array(name: str, values: list[object]) -> pa.Array:
+    """Values of one column of all rows; of a setting, of the type that they have."""
+    try:
+        array = pa.array(values, from_pandas=True)
+    except (pa.ArrowException, OverflowError) as error:
+        raise ValueError(f"{name} must be of one type in all rows, but isn't: {error}") from None
+    wanted = _ARROW[COLUMNS[name].dtype] if name in COLUMNS else array.type
+    if array.type not in (wanted, pa.null()) and (array.type, wanted) != (pa.int64(), pa.float64()):
+        raise ValueError(f"{name} must be of type {wanted} in all rows, but is of {array.type}")
+    if array.type not in _KINDS and array.type != pa.null():
+        raise ValueError(f"{name} must be a text, a number or a truth value, but is of {array.type}")
+    return array.cast(wanted)
 
 
-def _kind(name: str, row: Mapping[str, object]) -> pa.DataType:
-    value = row[name]
-    if isinstance(value, bool | np.bool_):
-        return pa.bool_()
-    if isinstance(value, Integral):
-        return pa.int64()
-    if isinstance(value, Real) and math.isfinite(value):
-        return pa.float64()
-    if isinstance(value, str):
-        return pa.string()
-    raise ValueError(f"{name} must be a text, a finite number or a truth value, but is {value!r} in {_name(row)}")
+def _wrong(frame: pd.DataFrame) -> str | None:
+    """What is wrong first in a table of the right types, and in which row; None if nothing is."""
+    complete, search = frame["status"] == "complete", frame["phase"] == "search"
+    for name in map(str, frame.columns):
+        values, column = frame[name], COLUMNS.get(name)
+        rules = []
+        if column is None and (name in _ADDED or not _SETTING.fullmatch(name)):
+            return f"{name!r} is neither a column nor a name that a setting can have, {_SETTING.pattern}"
+        if column is not None and not column.nullable:
+            rules.append(("must not be null", values.isna()))
+        if values.dtype == "float64":
+            rules.append(("must be finite", values.abs() == math.inf))
+        if name in _FRACTIONS:
+            rules.append(("must be a fraction from 0 to 1", (values < 0) | (values > 1)))
+        if name in _CHOICES:
+            rules.append((f"must be one of {', '.join(_CHOICES[name])}", ~values.isin(_CHOICES[name])))
+        if name in _COUNTS:
+            rules.append((f"must be from 0 to {_COUNTS[name]:g}", (values < 0) | (values > _COUNTS[name])))
+        if name in ("val_accuracy", "train_flops", "device_seconds"):
+            rules.append(("is of every complete row", values.isna() & complete))
+        if name in _OF_TEST:
+            rules.append(("belongs to phase confirm only", values.notna() & search))
+        for rule, where in rules:
+            if where.any():
+                row = frame[where].iloc[0]
+                return f"{name} {rule}, but is {row[name]} in {_name(row)}"
+    for keys in (["pair", "recipe_id", "seed", "phase"], ["pair", "position"]):
+        twice = frame[frame.duplicated(keys, keep=False)].sort_values(keys, kind="stable")
+        if len(twice):
+            both = f"{_name(twice.iloc[0])} and {_name(twice.iloc[1])}"
+            return f"one row per {', '.join(keys)} must hold, but there are {both}"
+    return None
 
 
-def _null(value: object) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
-
-
-def _check(row: Mapping[str, object], settings: Mapping[str, pa.DataType]) -> dict[str, object]:
-    out = {name: _value(name, column, row) for name, column in COLUMNS.items()}
-    out |= {name: None if _null(value := row.get(name)) else value for name in settings}
-    for name, choices in _CHOICES.items():
-        _one_of(name, choices, row)
-    for name in _FRACTIONS:
-        value = out[name]
-        if isinstance(value, float) and not 0 <= value <= 1:
-            raise ValueError(f"{name} must be a fraction from 0 to 1, but is {value} in {_name(row)}")
-    needed = ("val_accuracy", "train_flops", "device_seconds") if out["status"] == "complete" else ()
-    for name in needed:
-        if out[name] is None:
-            raise ValueError(f"a complete row has {name}, but {_name(row)} has none; is its status failed?")
-    for name in _OF_TEST:
-        if out["phase"] == "search" and out[name] is not None:
-            raise ValueError(f"{name} belongs to phase confirm only, but {_name(row)} has one")
-    return out
-
-
-def _value(name: str, column: Column, row: Mapping[str, object]) -> object:
-    value = row.get(name)
-    if _null(value):
-        if column.nullable:
-            return None
-        raise ValueError(f"{name} must not be null, but is in {_name(row)}")
-    if column.dtype == "float64" and isinstance(value, Real) and math.isfinite(value):
-        return float(value)
-    if column.dtype == "int64" and isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    if column.dtype == "str" and isinstance(value, str):
-        return value
-    raise ValueError(f"{name} must be a finite {column.dtype}, but is {value!r} in {_name(row)}")
-
-
-def _one_of(name: str, choices: tuple[str, ...], row: Mapping[str, object]) -> None:
-    if row[name] not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {row[name]!r} in {_name(row)}")
-
-
-def _name(row: Mapping[str, object]) -> str:
-    return f"the {row.get('phase')} row of {row.get('recipe')} ({row.get('recipe_id')}), seed {row.get('seed')}"
+def _name(row: pd.Series[Any]) -> str:
+    return f"the {row['phase']} row of {row['recipe']} ({row['recipe_id']}), seed {row['seed']}"
 
 
 if __name__ == "__main__":

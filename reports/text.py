@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +13,13 @@ from reports.statistics import Gain
 NONE = "–"  # noqa: RUF001 (en dash: not measured, or without effect)
 NOT = "not recorded"
 MINUS, TIMES = "−", "×"  # noqa: RUF001 (what a reader expects in a printed number)
-_PREFIXES = {10**3: "k", 10**6: "M", 10**9: "G", 10**12: "T", 10**15: "P", 10**18: "E"}
+# Of a cost, a key of reports.front.COSTS: its units by size.
+UNITS: dict[str, dict[float, str]] = {
+    "flops": {10.0 ** (3 * k): f"{prefix}FLOP" for k, prefix in enumerate(("", "k", "M", "G", "T", "P", "E"))},
+    "seconds": {1: "s", 60: "min", 3600: "h"},
+    "params": {1: "parameters", 1e3: "k parameters", 1e6: "M parameters", 1e9: "G parameters"},
+    "latency": {1: "ms"},
+}
 
 
 def number(value: float) -> str:
@@ -39,17 +46,26 @@ def cost_text(cost: str, value: Any) -> str:
         return NONE
     if cost == "seconds":
         return duration(value)
-    if cost == "latency":
-        return f"{number(float(value))} ms"
-    step = max((step for step in _PREFIXES if value >= step), default=1)
-    unit = {"flops": "FLOP", "params": "parameters"}[cost]
-    space = " " if cost == "params" and step > 1 else ""
-    return f"{number(float(value) / step)} {_PREFIXES.get(step, '')}{space}{unit}"
+    scale, unit = unit_of(cost, float(value))
+    return f"{number(float(value) / scale)} {unit}"
+
+
+def unit_of(cost: str, value: float) -> tuple[float, str]:
+    """The largest unit of a cost that is no more than the value: its size, and its name."""
+    units = UNITS[cost]
+    scale = max((step for step in units if value >= step), default=min(units))
+    return scale, units[scale]
 
 
 def plural(n: int, noun: str) -> str:
     """1 recipe, 2 recipes."""
     return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def span(counts: Iterable[int], noun: str) -> str:
+    """3 seeds where all counts are alike, else 2 to 3 seeds."""
+    least, most = min(whole := [int(n) for n in counts]), max(whole)
+    return plural(most, noun) if least == most else f"{least} to {plural(most, noun)}"
 
 
 def duration(seconds: Any) -> str:

@@ -195,5 +195,5 @@ def test_rows_of_two_pairs_may_share_recipe_and_seed_but_not_of_one(rows: pd.Dat
     records = [{str(k): v for k, v in row.items()} for row in rows.to_dict("records")]
     results.write(records, tmp_path)
     assert results.read(tmp_path)["pair"].unique().tolist() == sorted(PAIRS)
-    with pytest.raises(ValueError, match="one row per pair"):
+    with pytest.raises(ValueError, match="one row per pair, recipe_id, seed, phase"):
         results.write([*records, records[0]], tmp_path)

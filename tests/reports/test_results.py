@@ -68,22 +68,22 @@ def test_the_order_of_rows_does_not_matter_and_numpy_values_are_taken(tmp_path: 
     ("change", "message"),
     [
         ({"seed": None}, "seed must not be null"),
-        ({"seed": 1.5}, "seed must be a finite int64"),
-        ({"seed": True}, "seed must be a finite int64"),
-        ({"recipe": 3}, "recipe must be a finite str"),
-        ({"train_flops": math.inf}, "train_flops must be a finite float64"),
+        ({"seed": 1.5}, "seed must be of type int64 in all rows, but is of double"),
+        ({"seed": True}, "seed must be of type int64 in all rows, but is of bool"),
+        ({"recipe": 3}, "recipe must be of type string in all rows, but is of int64"),
+        ({"train_flops": math.inf}, "train_flops must be finite, but is inf in the search row of kd>rkd"),
         ({"val_accuracy": 91.2}, "fraction from 0 to 1"),
-        ({"val_accuracy": math.nan}, "a complete row has val_accuracy"),
+        ({"val_accuracy": math.nan}, "val_accuracy is of every complete row"),
         ({"test_accuracy": 0.8}, "test_accuracy belongs to phase confirm only"),
         ({"test_best_accuracy": 0.8}, "test_best_accuracy belongs to phase confirm only"),
         ({"position": None}, "position must not be null"),
         ({"phase": "test"}, "phase must be one of search, confirm"),
         ({"status": "running"}, "status must be one of complete, failed, pruned"),
-        ({"Colour": "red"}, "'Colour' in the search row .* is neither a column nor a setting"),
-        ({"a.b.c.d": 1}, "'a.b.c.d' in the search row .* is neither a column nor a setting"),
-        ({"letter": "A"}, "'letter' in the search row .* is neither a column nor a setting"),
-        ({"learning_rate": math.inf}, "learning_rate must be a text, a finite number or a truth value, but is inf"),
-        ({"learning_rate": [1]}, "learning_rate must be a text, a finite number or a truth value"),
+        ({"Colour": "red"}, "'Colour' is neither a column nor a name that a setting can have"),
+        ({"a.b.c.d": 1}, "'a.b.c.d' is neither a column nor a name"),
+        ({"letter": "A"}, "'letter' is neither a column nor a name"),
+        ({"learning_rate": math.inf}, "learning_rate must be finite, but is inf"),
+        ({"learning_rate": [1]}, "learning_rate must be a text, a number or a truth value"),
     ],
 )
 def test_bad_rows_are_refused_and_nothing_is_written(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -93,13 +93,13 @@ def test_bad_rows_are_refused_and_nothing_is_written(tmp_path: Path, change: dic
 
 
 def test_a_row_may_not_occur_twice(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="one row per pair, recipe_id, seed and phase"):
+    with pytest.raises(ValueError, match="one row per pair, recipe_id, seed, phase must hold"):
         results.write([ROW, ROW], tmp_path)
 
 
 def test_a_position_is_of_one_row_of_a_pair(tmp_path: Path) -> None:
     results.write([ROW, ROW | {"pair": "other"}], tmp_path)
-    with pytest.raises(ValueError, match=r"position 0 must be of one row, but is of .* seed 0 and of .* seed 1"):
+    with pytest.raises(ValueError, match=r"one row per pair, position must hold, but .* seed 0 and .* seed 1"):
         results.write([ROW, FAILED | {"position": 0}], tmp_path)
 
 
