@@ -214,7 +214,8 @@ class Recipe:
 
     def _of(self, stages: Iterable[Stage]) -> Recipe:
         """These stages, and of the recipe's own settings those that have an effect."""
-        return Recipe(stages=tuple(stages), **self.anchoring, **({"teachers": self.teachers} if self._asks else {}))
+        kept = self.anchoring | ({"teachers": self.teachers} if self._asks else {})
+        return Recipe(stages=tuple(stages), **kept)
 
     @property
     def _asks(self) -> bool:
