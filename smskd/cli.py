@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from smskd import methods, names, training
+from smskd import experiment, methods, names, training
 from smskd import recipe as recipes
-from smskd.settings import Setting, Value, declared, described, plain_yaml, setting
+from smskd.settings import Setting, Value, declared, described, setting
 
 T = TypeVar("T")
 key = setting
@@ -18,8 +18,7 @@ def split(argv: Sequence[str]) -> dict[str, str]:
     """The words by key.
 
     Raises:
-        ValueError: a bare word, a key without a value, or one given twice; or its value isn't plain, as in
-            settings.plain_yaml.
+        ValueError: a bare word, a key without a value, or one given twice.
     """
     found: dict[str, str] = {}
     for word in argv:
@@ -30,8 +29,6 @@ def split(argv: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"{key}= is given twice")
         if value == "":
             raise ValueError(f"{key}= needs a value")
-        if value[0] in "[{&*!|>'\"%@`":  # what YAML would make more of than the text
-            plain_yaml(f"{key}=", value)
         found[key] = value
     return found
 
@@ -79,8 +76,17 @@ def describe(schema: type) -> list[str]:
     return described(declared(schema).values())
 
 
-def help_of_recipes() -> list[str]:
-    """Lines of --help for the settings of recipes."""
+def help_of_settings() -> list[str]:
+    """Lines of --help for what an experiment and its recipes can be set to."""
+    networks, teachers = (
+        described(one for name, one in experiment.SETTINGS.items() if (name in training.TEACHER_SETTINGS) is of_teacher)
+        for of_teacher in (False, True)
+    )
+    lines = ["networks, data and arithmetic:", *networks, "a teacher that is trained here (defaults: the pair's):"]
+    return [*lines, *teachers, "", *_help_of_recipes()]
+
+
+def _help_of_recipes() -> list[str]:
     whole = [*recipes.SETTINGS.values(), *recipes.SHORTHANDS.values()]
     lines = ["a recipe:", *described(whole)]
     lines += ["training, of all stages, or of one as stage_2.epochs= (defaults: the pair's):"]

@@ -26,11 +26,7 @@ _TeacherTraining: Any = dataclasses.make_dataclass(
         (
             name,
             tuple[one.kind, ...] if one.many else one.kind,  # type: ignore[name-defined]
-            setting(
-                None,
-                f"of a teacher that is trained here: {one.help}",
-                **{key: getattr(one, key) for key in ("low", "high", "above", "below", "choices")},
-            ),
+            setting(None, one.help, **{key: getattr(one, key) for key in ("low", "high", "above", "below", "choices")}),
         )
         for name, one in TEACHER_SETTINGS.items()
     ],
@@ -134,7 +130,10 @@ class Experiment(_TeacherTraining):  # type: ignore[misc]
         return dataclasses.replace(self, **found)
 
 
-SETTINGS: Mapping[str, Setting] = declared(Experiment)
+_DECLARED = declared(Experiment)
+SETTINGS: Mapping[str, Setting] = {
+    name: _DECLARED[name] for name in sorted(_DECLARED, key=TEACHER_SETTINGS.__contains__)
+}
 
 
 def of_dict(values: Mapping[str, Value]) -> Experiment:

@@ -11,6 +11,7 @@ a training setting there holds for all stages. Settings have flat keys, as on th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -293,7 +294,8 @@ def _lifted(stages: Sequence[Stage]) -> dict[str, Value]:
     return found
 
 
-def of_method(name: str) -> dict[str, Setting]:
+@functools.cache
+def of_method(name: str) -> Mapping[str, Setting]:
     """The settings of a method by flat key, `kd.temperature`."""
     return {
         f"{name}.{key}": replace(one, name=f"{name}.{key}") for key, one in methods.declaration(name).settings.items()

@@ -54,13 +54,13 @@ class Setting:
         Raises:
             ValueError: it is of another type, or out of bounds.
         """
-        if self.many and isinstance(value, str) and value[:1] == "[":
-            value = plain_yaml(self.name, value)
+        if self.many and isinstance(value, str):
+            inner = value[1:-1] if value[:1] == "[" and value[-1:] == "]" else value
+            value = [item.strip("'\"") for item in items(inner)]
         if self.many and not isinstance(value, list | tuple):
             raise ValueError(f"{self.name} must be {self.what}, but got {shown(value)}")
-        items = list(value) if self.many else [value]  # type: ignore[call-overload]
         made = []
-        for item in items:
+        for item in list(value) if self.many else [value]:  # type: ignore[call-overload]
             try:
                 made.append(msgspec.convert(item, self.kind, strict=isinstance(item, bool)))
             except (msgspec.ValidationError, ValueError):
@@ -147,7 +147,7 @@ def check_all(values: Any) -> None:
     Raises:
         ValueError: as Setting.read.
     """
-    for name, one in declared(type(values)).items():
+    for name, one in declared(type(values)).items():  # type: ignore[arg-type]
         value = getattr(values, name)
         if value is not None:
             object.__setattr__(values, name, one.read(value))
@@ -168,8 +168,20 @@ def text_of(value: Value) -> str:
     if isinstance(value, list | tuple):
         return f"[{','.join(map(text_of, value))}]"
     if isinstance(value, float):
-        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else repr(value)
+        return f"{value + 0:.0f}" if value.is_integer() and abs(value) < 1e6 else repr(value)  # + 0: of -0, 0
     return str(value)
+
+
+def items(text: str) -> list[str]:
+    """The parts between commas, those in brackets left whole; [] of an empty text."""
+    found, depth = [""], 0
+    for character in text:
+        depth += (character in "[(") - (character in "])")
+        if character == "," and not depth:
+            found.append("")
+        else:
+            found[-1] += character
+    return [part.strip() for part in found] if text.strip() else []
 
 
 def shown(value: object) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from smskd import cli, experiment, methods, notation
 from smskd.experiment import Experiment
 from smskd.recipe import SHORTHANDS, Recipe, declaration
-from smskd.settings import declared, described, setting
+from smskd.settings import declared, setting
 
 if TYPE_CHECKING:
     from smskd.result import StageResult
@@ -39,9 +39,8 @@ class Config:
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
     if any(word in ("--help", "-h", "help") for word in argv):
-        own = [*declared(Config).values(), *experiment.SETTINGS.values()]
-        lines = ["Train one student by one recipe.", "", "keys and defaults:", *described(own), *cli.help_of_recipes()]
-        _say("\n".join(lines))
+        lines = ["Train one student by one recipe.", "", "keys and defaults:", *cli.describe(Config)]
+        _say("\n".join([*lines, *cli.help_of_settings()]))
         return DONE
     try:
         return _train(*_read(argv))

@@ -33,12 +33,13 @@ class Declaration:
 
 def available() -> tuple[str, ...]:
     """Names of all methods, in the order in which a joint stage prints them."""
-    found = {m.name for m in pkgutil.iter_modules(__path__) if m.name != "base"}
-    return tuple(
-        sorted(
-            found, key=lambda name: (name not in _CUSTOMARY, _CUSTOMARY.index(name) if name in _CUSTOMARY else 0, name)
-        )
-    )
+    return _within(tuple(__path__))
+
+
+@functools.cache  # a recipe asks many times
+def _within(folders: tuple[str, ...]) -> tuple[str, ...]:
+    found = {m.name for m in pkgutil.iter_modules(folders) if m.name != "base"}
+    return (*_CUSTOMARY, *sorted(found - {*_CUSTOMARY}))
 
 
 def load(name: str) -> ModuleType:
