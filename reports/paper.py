@@ -224,10 +224,7 @@ def _orders(own: PairResults) -> Table:
 
 
 def _architectures(of_pairs: Sequence[PairResults]) -> Table:
-    data = of_pairs[0]
-    absent = {
-        pair: PairResults(pair=pair, data=data.data, data_text=data.data_text, whole=data.whole) for pair in PUBLISHED
-    }
+    absent = {pair: replace(of_pairs[0], pair=pair, teacher=None, variants={}) for pair in PUBLISHED}
     by_pair = absent | {own.pair: own for own in of_pairs}
     ours = [(own, system) for own in by_pair.values() for system in (ALONE, TOGETHER, TCP)]
     claims = [
@@ -248,11 +245,7 @@ def _staged(methods: str, setting: Setting, *, name: str, key: str = "") -> Syst
 
 def _setting(own: PairResults, recipes: Sequence[str]) -> Setting:
     """The setting in which most of these recipes ran: a sweep is compared within one setting. Ties: the first."""
-
-    def ran(setting: Setting) -> int:
-        return sum(bool(own.of(_staged(recipe, setting, name=""))) for recipe in recipes)
-
-    return max(SETTINGS, key=ran)
+    return max(SETTINGS, key=lambda one: sum(bool(own.of(_staged(methods, one, name=""))) for methods in recipes))
 
 
 def _four(own: PairResults, setting: Setting) -> str:

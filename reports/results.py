@@ -159,13 +159,12 @@ def read(folder: Path) -> pd.DataFrame:
     version = (table.schema.metadata or {}).get(_KEY, b"none").decode(errors="replace")
     if version != str(SCHEMA):
         raise ValueError(f"{path} has schema version {version!r}, but this program reads {SCHEMA}; {_AGAIN}")
+    kinds = dict(zip(table.column_names, table.schema.types, strict=True))
     for name, column in COLUMNS.items():
-        kind = table.schema.field(name).type if name in table.column_names else "no such column"
-        if kind != _ARROW[column.dtype]:
+        if (kind := kinds.get(name, "no such column")) != _ARROW[column.dtype]:
             raise ValueError(f"column {name} of {path} must be {column.dtype}, but is {kind}; {_AGAIN}")
-    odd = [name for name in table.column_names if name not in COLUMNS and table.schema.field(name).type not in _KINDS]
-    if odd or len(set(table.column_names)) < table.num_columns:
-        raise ValueError(f"{path} has a column twice, or columns of unknown types: {odd}; {_AGAIN}")
+    if len(kinds) < table.num_columns or set(kinds.values()) - set(_KINDS):
+        raise ValueError(f"{path} has a column twice, or one of a type that no setting has; {_AGAIN}")
     frame = _frame(table)
     if wrong := _wrong(frame):
         raise ValueError(f"{wrong}, as {path} says; {_AGAIN}")

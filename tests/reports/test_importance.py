@@ -161,3 +161,59 @@ def test_two_thousand_recipes_are_quick() -> None:
     started = time.process_time()
     importance(table, cost_columns=["train_flops"])
     assert time.process_time() - started < 3  # 1.5 s on an idle core
+
+
+def tuned(n: int, **columns: object) -> pd.DataFrame:
+    """Recipes of kd alone. Error: 3 for the logarithm of the learning rate, 1 for that of the temperature."""
+    rng = np.random.default_rng(2)
+    rates, temperatures = np.exp(rng.uniform(math.log(0.02), math.log(0.6), n)), rng.choice([1, 2, 4, 8], n)
+    accuracy = 0.9 + 0.03 * np.log(rates / 0.02) / math.log(30) + 0.01 * np.log2(temperatures) / 3
+    rows = [{"methods": "kd", "val_accuracy": value} for value in accuracy.tolist()]
+    settings = {"learning_rate": rates, "kd.temperature": temperatures.astype(float)} | columns
+    return summary(rows).assign(**settings)
+
+
+def test_settings_of_one_method_are_ranked() -> None:
+    # uniform in log: 1/12 of the range squared; four levels of log2 in steps of a third: 5/36
+    rate, temperature = 0.03**2 / 12, 0.01**2 * 5 / 36
+    for n in (12, 150):
+        found = importance(tuned(n), cost_columns=["train_flops"])
+        by_factor = shares(found)
+        assert list(by_factor) == ["learning_rate", "kd.temperature"]
+        assert by_factor["learning_rate"] > by_factor["kd.temperature"] > 0
+        assert {one.method for one in found} == {"fANOVA"}
+    assert by_factor["learning_rate"] == pytest.approx(rate / (rate + temperature), abs=0.1)
+    assert by_factor["kd.temperature"] == pytest.approx(temperature / (rate + temperature), abs=0.1)
+
+
+def test_settings_of_every_type_and_idle_ones_are_factors() -> None:
+    n = 80
+    rng = np.random.default_rng(3)
+    nesterov = pd.Series(rng.choice([True, False], n), dtype="boolean")
+    epochs = pd.Series(rng.choice([5, 10, 20], n), dtype="Int64")
+    schedule = pd.Series(rng.choice(["step", "cosine"], n), dtype="str")
+    nesterov[:20], epochs[20:40], schedule[40:50] = pd.NA, pd.NA, None
+    table = tuned(n, **{"nesterov": nesterov, "stage_1.epochs": epochs, "schedule": schedule, "momentum": 0.9})
+    table["val_accuracy"] = 0.5 + 0.1 * (schedule == "step") + 0.04 * nesterov.fillna(False).astype(float)
+    by_factor = shares(importance(table, cost_columns=[]))
+    assert list(by_factor) == ["learning_rate", "kd.temperature", "nesterov", "stage_1.epochs", "schedule"]
+    assert sorted(by_factor, key=lambda name: -by_factor[name])[:2] == ["schedule", "nesterov"]
+
+
+def test_a_grid_of_settings_is_plain_analysis_and_many_idle_ones_are_no_explosion() -> None:
+    rows: list[dict[str, object]] = [
+        {"methods": "kd", "val_accuracy": 0.7 + 0.02 * a + 0.01 * b, "learning_rate": 0.1 * (1 + a), "kd.weight": b}
+        for a, b in itertools.product(range(3), range(4))
+    ]
+    found = importance(summary(rows), cost_columns=[])
+    first, second = 0.02**2 * 8 / 12, 0.01**2 * 15 / 12
+    assert shares(found) == pytest.approx(
+        {"learning_rate": first / (first + second), "kd.weight": second / (first + second)}
+    )
+    assert {one.method for one in found} == {"ANOVA"}
+    rng = np.random.default_rng(0)
+    names = [f"m{k}.weight" for k in range(12)]
+    idle: list[dict[str, object]] = [
+        {"methods": "kd", "val_accuracy": rng.uniform(), names[k % 12]: rng.uniform()} for k in range(60)
+    ]
+    assert len(shares(importance(summary(idle), cost_columns=[]))) == 12

@@ -147,3 +147,79 @@ def test_schema_page_is_the_columns() -> None:
 
 def test_default_run_is_read(make_run: Callable[..., Path]) -> None:
     assert len(results.read(make_run())) == 45 * 3 + 5 * 5
+
+
+SETTINGS: dict[str, tuple[str, list[Any]]] = {
+    "learning_rate": ("float64", [0.05, 1, None]),
+    "nesterov": ("boolean", [True, None, np.False_]),
+    "precision": ("str", ["bf16", "float32", None]),
+    "kd.temperature": ("float64", [None, math.nan, 2.0]),
+    "stage_2.epochs": ("Int64", [60, pd.NA, np.int64(2**53 + 1)]),
+    "stage_1.kd.temperature": ("Int64", [1, 2, 3]),
+}
+
+
+def test_settings_are_columns_behind_the_fixed_ones_with_null_where_idle(tmp_path: Path) -> None:
+    rows = [
+        ROW | {"seed": k, "position": k, "idle": None} | {name: values[k] for name, (_, values) in SETTINGS.items()}
+        for k in range(3)
+    ]
+    del rows[2]["precision"]
+    results.write(rows, tmp_path)
+    table = results.read(tmp_path)
+    assert list(table.columns) == [*results.COLUMNS, *SETTINGS] and results.setting_columns(table) == list(SETTINGS)
+    for name, (dtype, values) in SETTINGS.items():
+        assert table[name].dtype == dtype
+        for found, value in zip(table[name], values, strict=True):
+            assert pd.isna(found) if pd.isna(value) else found == value
+    dtypes = {name: str(dtype) for name, dtype in table.dtypes.items()}
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "results.csv", dtype=dtypes), table)  # type: ignore[arg-type]
+    before = (tmp_path / "results.parquet").read_bytes()
+    results.write([{str(k): v for k, v in row.items()} for row in table.to_dict("records")][::-1], tmp_path)
+    assert (tmp_path / "results.parquet").read_bytes() == before
+
+
+def test_settings_differ_where_recipes_of_a_pair_have_two_values(tmp_path: Path) -> None:
+    assert results.differing(pd.DataFrame([ROW | {"a": 1}]).iloc[:0]) == []
+    rows = [ROW | {"weight": 2.0, "kd.temperature": 1}, ROW | {"seed": 1, "position": 1, "weight": 2.0}]
+    rows += [ROW | {"pair": "other", "weight": 3.0, "kd.temperature": 1, "anchor": None, "lambda_base": 0.1}]
+    results.write(rows, tmp_path)
+    # of different pairs, or idle in one: no difference
+    assert results.differing(results.read(tmp_path)) == []
+    rows += [ROW | {"pair": "other", "position": 1, "seed": 1, "kd.temperature": 2, "anchor": "none", "teachers": 3}]
+    rows += [ROW | {"pair": "other", "position": 2, "seed": 2, "kd.temperature": 2, "anchor": "ewc", "teachers": 3}]
+    results.write(rows, tmp_path)
+    expected = ["lambda_base", "anchor", "teachers", "kd.temperature"]
+    assert results.differing(results.read(tmp_path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1, "a"], "kd.weight must be of one type in all rows"),
+        ([True, 1], "kd.weight must be of one type in all rows"),
+        ([0.5, "a"], "kd.weight must be of one type in all rows"),
+        ([0.5, -math.inf], "kd.weight must be finite, but is -inf in the search row"),
+    ],
+)
+def test_a_setting_has_one_type(tmp_path: Path, values: list[object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        results.write(
+            [ROW | {"seed": k, "position": k, "kd.weight": value} for k, value in enumerate(values)], tmp_path
+        )
+
+
+def test_a_table_with_columns_that_are_no_settings_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "results.parquet"
+    results.write([ROW], tmp_path)
+    table = pq.read_table(path)
+    for name, values, message in (
+        ("<script>", [1.0], "'<script>' is neither a column nor a name that a setting can have"),
+        ("front", [True], "'front' is neither a column"),
+        ("kd.weight", [[1]], r"columns of unknown types: \['kd.weight'\]"),
+        ("kd.weight", [math.inf], "kd.weight must be finite"),
+        ("seed", [1], "has a column twice"),
+    ):
+        pq.write_table(table.append_column(name, [values]), path)
+        with pytest.raises(ValueError, match=f"{message}.*run the same search command again"):
+            results.read(tmp_path)
