@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import linecache
-import os
 import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import spaces
 from search.ranges import Range
+from smskd.blame import place_of
 from smskd.experiment import Experiment
 from smskd.recipe import SETTINGS, SHORTHANDS, Recipe, split_total
 from smskd.settings import Value
@@ -83,7 +81,7 @@ class SearchSpace:
         if not isinstance(recipe, Recipe):
             raise SpaceError(
                 f"space={self._name} must return a Recipe, made by menu.recipe(...), but returned {recipe!r:.100} "
-                f"({self._file()})",
+                f"({self._file})",
                 "",
             )
         return self._experiment.effective(self._settled(self._rounded(recipe), trial))
@@ -126,18 +124,13 @@ class SearchSpace:
 
     def _blamed(self, error: Exception) -> SpaceError:
         """What a space raised, with its own line; a ValueError of its own is for the user, and keeps its words."""
-        frames = traceback.extract_tb(error.__traceback__)
-        mine = [
-            frame for frame in frames if Path(frame.filename).resolve() == Path(str(self._module.__file__)).resolve()
-        ]
-        at = f"{self._file()}, line {mine[-1].lineno}" if mine else self._file()
+        at = place_of(error, self._file) or self._file
         text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        line = linecache.getline(mine[-1].filename, mine[-1].lineno or 0).strip() if mine else ""
-        shown = "" if isinstance(error, ValueError) or not line else f": {line}"
-        return SpaceError(f"{text} ({at}{shown})", "".join(traceback.format_exception(error)))
+        return SpaceError(f"{text} ({at})", "".join(traceback.format_exception(error)))
 
+    @property
     def _file(self) -> str:
-        return os.path.relpath(str(self._module.__file__))
+        return str(self._module.__file__)
 
 
 def _rounded(value: Value) -> Value:

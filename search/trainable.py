@@ -9,15 +9,14 @@ import json
 import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
 from search import nodes
+from smskd import blame
 from smskd.notation import parse
 from smskd.recipe import Recipe
 from smskd.result import FAILED, Result, StageResult, failure
@@ -31,23 +30,15 @@ _BEATS = 10
 
 
 def _said(error: Exception, batch_size: int | None = None) -> str:
-    """What is recorded of an exception: where a mistake in the code is; where memory was short, the batch size."""
-    text = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or any(sign in text for sign in ("out of memory", "can't allocate memory")):
-        return text + (
-            f" (batch size {batch_size or 'of the teacher'}: it is never changed by itself, since that changes the "
-            "results; use a device with more memory, leave more of it to each trial, with gpus= or cpus=, or set "
-            "batch_size=)"
-        )
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
-    if _traceback(error) is not None and frames:
-        text += f" ({'/'.join(Path(frames[-1].filename).parts[-3:])}, line {frames[-1].lineno})"
-    return text
-
-
-def _traceback(error: Exception) -> str | None:
-    """Of what is a mistake in the code, and not a training that went wrong."""
-    return None if isinstance(error, RuntimeError | MemoryError) else "".join(traceback.format_exception(error))
+    """What is recorded of an exception; where memory was short, with the batch size."""
+    text, _ = blame.text_of(error)
+    if not blame.out_of_memory(error):
+        return text
+    return text + (
+        f" (batch size {batch_size or 'of the teacher'}: it is never changed by itself, since that changes the "
+        "results; use a device with more memory, leave more of it to each trial, with gpus= or cpus=, or set "
+        "batch_size=)"
+    )
 
 
 @contextlib.contextmanager
@@ -182,7 +173,7 @@ def train(benches: Benches, config: dict[str, Any]) -> None:
         stage = told.progress["stage"]
         size = recipe.stages[stage - 1].training(bench.experiment.defaults).batch_size
         cause = f"stage {stage} of {len(recipe.stages)}: {_said(error, size)}"
-        result = failure(config["recipe"], config["seed"], cause, _traceback(error))
+        result = failure(config["recipe"], config["seed"], cause, blame.text_of(error)[1])
     scalars: dict[str, Any] = {}
     if result.status != FAILED:
         tests = {"test_accuracy": result.test_accuracy, "test_best_accuracy": result.test_best_accuracy}

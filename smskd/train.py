@@ -6,13 +6,12 @@ import json
 import os
 import shlex
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smskd import cli, experiment, methods, notation
+from smskd import blame, cli, experiment, methods, notation
 from smskd.experiment import Experiment
 from smskd.recipe import SHORTHANDS, Recipe, declaration
 from smskd.settings import declared, setting
@@ -52,9 +51,8 @@ def main(argv: Sequence[str]) -> int:
         _say(f"interrupted; finished stages are kept. To go on: {again}")
         return INTERRUPTED
     except Exception as error:
-        if not isinstance(error, RuntimeError):  # a mistake in the code of a method, say: its author needs all of it
-            traceback.print_exc()
-        sys.stderr.write(f"error: {type(error).__name__}: {' '.join(str(error).split())}\n")
+        text, details = blame.text_of(error)
+        sys.stderr.write(f"{details or ''}error: {' '.join(text.split())}\n")
         return FAILED
 
 
