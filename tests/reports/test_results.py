@@ -216,7 +216,7 @@ def test_a_table_with_columns_that_are_no_settings_is_named(tmp_path: Path) -> N
     for name, values, message in (
         ("<script>", [1.0], "'<script>' is neither a column nor a name that a setting can have"),
         ("front", [True], "'front' is neither a column"),
-        ("kd.weight", [[1]], r"columns of unknown types: \['kd.weight'\]"),
+        ("kd.weight", [[1]], "has a column twice, or one of a type that no setting has"),
         ("kd.weight", [math.inf], "kd.weight must be finite"),
         ("seed", [1], "has a column twice"),
     ):
