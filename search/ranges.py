@@ -7,8 +7,9 @@ As there, a range leaves out its end.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
 _CALL = re.compile(r"\s*([a-z]+)\s*\(")
-_FORMS = ("choice", "range", "interval", "tag")
+_FORMS = {"choice": "choice(A,B,...)", "range": "range(START,STOP,STEP)", "interval": "interval(LOW,HIGH)"}
 _MOST = 10_000  # values of a range
-Wrong = Callable[[str, str], ValueError]  # from a part of the text and why it is wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,109 +59,97 @@ def parse(key: str, text: str) -> Range:
     """Read a range of a setting of recipes.
 
     Raises:
-        ValueError: it is no such range, is empty or upside down, or a value is out of the setting's bounds; marked.
+        ValueError: it is no such range, is empty or upside down, or a value is out of the setting's bounds; the place
+            is marked.
     """
     setting = declaration(key)
     assert setting is not None, f"{key} is a setting of recipes"
-    return _parsed(setting, text, text, frozenset())
+    return _Reader(setting, text).read(text, frozenset())
 
 
-def _parsed(setting: Setting, whole: str, text: str, tags: frozenset[str]) -> Range:
-    def wrong(part: str, why: str) -> ValueError:
-        at = whole.find(part) if part else len(whole)
-        return ValueError(f"{setting.name}={whole[:at]}-->{part}<--{whole[at + len(part) :]}: {why}")
+class _Reader:
+    """Reads one range; errors mark a part of the whole text."""
 
-    found = _CALL.match(text)
-    name = found.group(1) if found else text
-    if found is None or name not in _FORMS:
-        raise wrong(name, f"a range is {', '.join(f'{form}(...)' for form in _FORMS)}")
-    inner = text[found.end() :].rstrip()
-    if not inner.endswith(")") or inner.count("(") != inner.count(")") - 1 or inner.count("[") != inner.count("]"):
-        raise wrong(text, "a bracket isn't closed, or is closed twice")
-    parts = items(inner[:-1])
-    if not all(parts) or not parts:
-        raise wrong(text, "a value is missing")
-    if name == "tag":
-        *named, of = parts
-        for tag in named:
-            if tag not in ("log", "int"):
-                raise wrong(tag, "a tag is log or int")
-        return _parsed(setting, whole, of, tags | set(named))
-    if name == "choice":
-        if "log" in tags:
-            raise wrong("log", "is of an interval, not of a choice")
-        return Range(setting=setting, text=whole, values=_choice(setting, parts, wrong, text))
-    if setting.kind not in (int, float) or setting.many:
-        raise wrong(text, f"{setting.name} must be {setting.what}, which has no {name}: use choice(...)")
-    given = dict(part.split("=", 1) for part in parts if "=" in part)
-    expected = ("start", "stop", "step") if name == "range" else ("start", "end")
-    plain = [part for part in parts if "=" not in part]
-    if name == "range" and len(plain) == 1 and not given:
-        plain = ["0", *plain]
-    given |= dict(zip((one for one in expected if one not in given), plain, strict=False))
-    if len(given) > len(expected) or len(plain) > len(expected) or not {*expected[:2]} <= {*given} <= {*expected}:
-        raise wrong(text, f"{name} takes {', '.join(expected)}")
-    numbers = {one: _number(setting, value, wrong) for one, value in given.items()}
-    if name == "interval":
-        return _interval(setting, whole, numbers, "log" in tags, wrong, text)
-    if "log" in tags:
-        raise wrong("log", "is of an interval, not of a range")
-    return _evenly(setting, whole, numbers, wrong, text)
+    def __init__(self, setting: Setting, whole: str) -> None:
+        self._setting, self._whole = setting, whole
 
+    def read(self, text: str, tags: frozenset[str]) -> Range:
+        found = _CALL.match(text)
+        name = found.group(1) if found else text
+        if found is None or name not in (*_FORMS, "tag"):
+            raise self._wrong(name, f"a range is {', '.join(_FORMS.values())} or tag(log,interval(LOW,HIGH))")
+        inner = text[found.end() :].rstrip()
+        if inner[-1:] != ")" or inner.count("(") != inner.count(")") - 1 or inner.count("[") != inner.count("]"):
+            raise self._wrong(text, "a bracket isn't closed, or is closed twice")
+        parts = items(inner[:-1])
+        if not parts or not all(parts):
+            raise self._wrong(text, "a value is missing")
+        if name == "tag":
+            for tag in parts[:-1]:
+                if tag not in ("log", "int"):
+                    raise self._wrong(tag, "a tag is log or int")
+            return self.read(parts[-1], tags | {*parts[:-1]})
+        if "log" in tags and name != "interval":
+            raise self._wrong("log", f"is of an interval, not of a {name}")
+        if name == "choice":
+            values = tuple(self._value(part, part.strip("'\"")) for part in parts)
+            if len(set(values)) < len(values):
+                raise self._wrong(text, "names a value twice")
+            return Range(setting=self._setting, text=self._whole, values=values)
+        if self._setting.kind not in (int, float) or self._setting.many:
+            what = f"{self._setting.name} must be {self._setting.what}, which has no {name}: use choice(...)"
+            raise self._wrong(text, what)
+        if name == "interval":
+            return self._interval(text, self._named(text, parts, ("start", "end")), "log" in tags)
+        given = ["0", *parts] if len(parts) == 1 else parts
+        return self._evenly(text, self._named(text, given, ("start", "stop", "step")))
 
-def _choice(setting: Setting, parts: Sequence[str], wrong: Wrong, text: str) -> tuple[Value, ...]:
-    values = []
-    for part in parts:
+    def _named(self, text: str, parts: Sequence[str], expected: Sequence[str]) -> Mapping[str, float]:
+        """Numbers by name, given in order or as name=number; the last of three may be missing."""
+        given = dict(part.split("=", 1) for part in parts if "=" in part)
+        left = [name for name in expected if name not in given]
+        plain = [part for part in parts if "=" not in part]
+        given |= dict(zip(left, plain, strict=False))
+        if len(plain) > len(left) or not {*expected[:2]} <= {*given} <= {*expected}:
+            raise self._wrong(text, f"it takes {', '.join(expected)}")
+        numbers = {}
+        for name, value in given.items():
+            try:
+                numbers[name] = float(value)
+            except ValueError:
+                raise self._wrong(value, "must be a number") from None
+            if not math.isfinite(numbers[name]):
+                raise self._wrong(value, "must be finite")
+        return numbers
+
+    def _interval(self, text: str, numbers: Mapping[str, float], log: bool) -> Range:
+        low, high = numbers["start"], numbers["end"]
+        if not low < high:
+            raise self._wrong(text, f"low < high must hold, but got low={low:g}, high={high:g}")
+        if log and not low > 0:
+            raise self._wrong(text, f"low > 0 must hold for a logarithm, but got low={low:g}")
+        low, high = self._value(text, text_of(low)), self._value(text, text_of(high))
+        return Range(setting=self._setting, text=self._whole, low=low, high=high, log=log)
+
+    def _evenly(self, text: str, numbers: Mapping[str, float]) -> Range:
+        low, stop, step = numbers["start"], numbers["stop"], numbers.get("step", 1.0)
+        if not step > 0:
+            raise self._wrong(text, f"step > 0 must hold, but got step={step:g}")
+        if self._setting.kind is int and not step.is_integer():
+            raise self._wrong(text, f"{self._setting.name} is a whole number, but step={step:g}")
+        count = math.ceil((stop - low) / step - 1e-9)
+        if not 1 <= count <= _MOST:
+            raise self._wrong(text, "it is empty: start < stop must hold" if count < 1 else f"has over {_MOST} values")
+        first, last = (self._value(text, text_of(end)) for end in (low, low + (count - 1) * step))
+        return Range(setting=self._setting, text=self._whole, low=first, high=last, step=step)
+
+    def _value(self, part: str, text: str) -> Value:
         try:
-            values.append(setting.read(part.strip("'\"")))
+            return self._setting.read(text)
         except ValueError as error:
-            raise wrong(part, str(error)) from None
-    if len(set(values)) < len(values):
-        raise wrong(text, "names a value twice")
-    return tuple(values)
+            raise self._wrong(part, str(error)) from None
 
-
-def _interval(setting: Setting, whole: str, numbers: dict[str, float], log: bool, wrong: Wrong, text: str) -> Range:
-    low, high = numbers["start"], numbers["end"]
-    if not low < high:
-        raise wrong(text, f"low < high must hold, but got low={low:g}, high={high:g}")
-    if log and not low > 0:
-        raise wrong(text, f"low > 0 must hold for a logarithm, but got low={low:g}")
-    for end in (low, high):
-        _read(setting, end, wrong, text)
-    return Range(setting=setting, text=whole, low=low, high=high, log=log)
-
-
-def _evenly(setting: Setting, whole: str, numbers: dict[str, float], wrong: Wrong, text: str) -> Range:
-    low, stop, step = numbers["start"], numbers["stop"], numbers.get("step", 1.0)
-    if not step > 0:
-        raise wrong(text, f"step > 0 must hold, but got step={step:g}")
-    count = 0
-    while count <= _MOST and low + count * step < stop - 1e-9 * step:
-        count += 1
-    if not 1 <= count <= _MOST:
-        raise wrong(text, "it is empty: start < stop must hold" if not count else f"it has over {_MOST} values")
-    high = low + (count - 1) * step
-    for end in (low, high, step) if setting.kind is int else (low, high):
-        if setting.kind is int and not float(end).is_integer():
-            raise wrong(text, f"{setting.name} is a whole number")
-        if end != step or setting.kind is not int:
-            _read(setting, end, wrong, text)
-    return Range(setting=setting, text=whole, low=low, high=high, step=step)
-
-
-def _read(setting: Setting, value: float, wrong: Wrong, text: str) -> None:
-    try:
-        setting.read(int(value) if setting.kind is int and float(value).is_integer() else value)
-    except ValueError as error:
-        raise wrong(text, str(error)) from None
-
-
-def _number(setting: Setting, text: str, wrong: Wrong) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise wrong(text, "must be a number") from None
-    if not abs(value) < 1e300:
-        raise wrong(text, "must be finite")
-    return value
+    def _wrong(self, part: str, why: str) -> ValueError:
+        at = max(self._whole.rfind(part), 0)
+        marked = f"{self._whole[:at]}-->{part}<--{self._whole[at + len(part) :]}"
+        return ValueError(f"{self._setting.name}={marked}: {why}")
