@@ -103,8 +103,7 @@ def over_budget(
         raise ValueError(f"one pair must be given, but there are {', '.join(sorted(results['pair'].unique()))}")
     search = results[results["phase"] == "search"]
     spent = "spent_flops" if cost_name == "flops" else "spent_seconds"
-    told = search.groupby("recipe_id").agg(position=("position", "max"), spent=(spent, "sum"))
-    told = told.sort_values("position")
+    told = search.groupby("recipe_id").agg(position=("position", "max"), spent=(spent, "sum")).sort_values("position")
     finished = ((search["status"] == "complete") & search["val_accuracy"].notna()).groupby(search["recipe_id"])
     counts = finished.transform("all").astype("bool") & ~search["recipe_id"].isin(infeasible)
     by_recipe = search[counts].groupby("recipe_id")

@@ -19,9 +19,7 @@ from reports.text import NONE, cost_text, known, percent, plural, points
 
 SPLITS = {"test": ("confirm", "test_accuracy"), "validation": ("search", "val_accuracy")}
 LEVEL = 0.05
-_COST_NAMES = {
-    **{"flops": "training cost", "seconds": "training time", "params": "size", "latency": "inference time"},
-}
+_COST_NAMES = {"flops": "training cost", "seconds": "training time", "params": "size", "latency": "inference time"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +110,11 @@ def table(run: Run) -> Table:
     for row in shown.to_dict("records"):
         of = row["recipe_id"]
         marks = [name for name, which in (("winner", best), ("baseline", base)) if of == which]
-        test = (percent(row["test_accuracy"], row["test_half_width"]), str(row["confirm_seeds"]), _held(row["holds"]))
+        test = (
+            percent(row["test_accuracy"], row["test_half_width"]),
+            str(row["confirm_seeds"]),
+            "yes" if row["holds"] is True else "no",
+        )
         rows.append(
             (
                 row["letter"] or NONE,
@@ -163,10 +165,6 @@ def table(run: Run) -> Table:
         remarks=_remarks(judged, bool(chances)),
         judged=len(judged),
     )
-
-
-def _held(value: Any) -> str:
-    return NONE if not known(value) else "yes" if value else "no"
 
 
 def p_text(value: float | None) -> str:

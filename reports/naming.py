@@ -39,8 +39,13 @@ def anchoring(row: Row) -> str:
         return "one stage, nothing to anchor"
     if not anchored(row):
         return "no anchor"
-    kind = "" if row["anchor"] == "reference" else f", {row['anchor']}"
-    return f"λ {row['lambda_base']:g}, {WEIGHTINGS.get(row['weighting'], row['weighting'])}{kind}"
+    return f"λ {row['lambda_base']:g}, {anchor_weight(row)}"
+
+
+def anchor_weight(row: Row) -> str:
+    """How an anchor is weighed, and what it is where it isn't the usual one."""
+    weight = str(WEIGHTINGS.get(row["weighting"], row["weighting"]))
+    return weight if row["anchor"] == "reference" else f"{weight}, {row['anchor']}"
 
 
 def named(frame: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:

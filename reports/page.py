@@ -44,12 +44,10 @@ def contents(run: Run, files: Mapping[str, str | None]) -> dict[str, Any]:
     }
     if not rows:
         return page
-    winner_id = winner(summary)
-    best = next((row for row in rows if row["recipe_id"] == winner_id), None)
+    by_id = {row["recipe_id"]: row for row in rows}
+    best, base = (by_id.get(of) if of else None for of in (winner(summary), gains.baseline(summary)))
     pinned = best or max(rows, key=lambda row: row["val_accuracy"])
-    base_id = gains.baseline(summary)
-    base = next((row for row in rows if row["recipe_id"] == base_id), None)
-    found = comparison.entries(results, summary, {row["recipe_id"]: row for row in rows})
+    found = comparison.entries(results, summary, by_id)
     gain_notes = comparison.notes(found, rows, base, seen)
     costs = recipes.costs_of(summary, chosen)
     low, high, teacher = recipes.accuracy_ends(summary, get(info, "teacher", "val_accuracy"))
@@ -58,10 +56,8 @@ def contents(run: Run, files: Mapping[str, str | None]) -> dict[str, Any]:
         yamls[pinned["recipe_id"]] = str(files["best.yaml"])
     shares = gains.on_front(results, summary, chosen)
     entries = [
-        recipes.entry(
-            row, costs, base=base, low=low, yaml=yamls[row["recipe_id"]], front_share=shares.get(row["recipe_id"])
-        )
-        for row in rows
+        recipes.entry(row, costs, base=base, low=low, yaml=yamls[of], front_share=shares.get(of))
+        for of, row in by_id.items()
     ]
     tested = any(known(row["test_accuracy"]) for row in rows)
     panels = {"validation": teacher} | ({"test": None} if tested else {})  # the teacher isn't measured on test
@@ -219,17 +215,12 @@ def _notes(
     tested: bool,
 ) -> dict[str, str]:
     """The sentences around the two panels. line: the teacher's accuracy where it is drawn. low: the axis' end."""
-    several = bool(summary["val_half_width"].notna().any())
-    bars = (
-        "Bars are 95 % t intervals with one standard deviation pooled over recipes."
-        if several
-        else ("One seed a recipe: no interval can be given, and differences may be chance.")
-    )
-    lead = (
-        "Left is what the search saw, and it flatters its winners. Right is what holds: new seeds, test split."
-        if tested
-        else ("This is what the search saw, and it flatters its winners; nothing was confirmed on the test split yet.")
-    )
+    bars = "One seed a recipe: no interval can be given, and differences may be chance."
+    if summary["val_half_width"].notna().any():
+        bars = "Bars are 95 % t intervals with one standard deviation pooled over recipes."
+    lead = "This is what the search saw, and it flatters its winners; nothing was confirmed on the test split yet."
+    if tested:
+        lead = "Left is what the search saw, and it flatters its winners. Right is what holds: new seeds, test split."
     extra = []
     if len(chosen) > 1:
         names = [cost.short for cost in costs[: len(chosen)]]
@@ -256,9 +247,8 @@ def _notes(
         confirmed = summary[summary["confirm_seeds"].notna()]
         fresh = span(confirmed["confirm_seeds"], "fresh seed")
         bar = "" if confirmed["test_half_width"].notna().any() else ", so no intervals"
-        out["test"] = (
-            f"test split, {'mean of ' if fresh != '1 fresh seed' else ''}{fresh}{bar}; front members and baselines"
-        )
+        mean = fresh if fresh == "1 fresh seed" else f"mean of {fresh}"
+        out["test"] = f"test split, {mean}{bar}; front members and baselines"
     return out
 
 
@@ -358,10 +348,8 @@ def _mattered(summary: pd.DataFrame, costs: Sequence[Cost]) -> tuple[list[dict[s
         }
         for one in found
     ]
-    factors, shown = (
-        list(dict.fromkeys(one.factor for one in found)),
-        [names[of] for of in dict.fromkeys(one.objective for one in found)],
-    )
+    factors = list(dict.fromkeys(one.factor for one in found))
+    shown = list(dict.fromkeys(names[one.objective] for one in found))
     figure = figures.importance(factors=factors, objectives=shown)
     one = found[0]
     how = "ANOVA of the full grid" if one.method == "ANOVA" else "fANOVA"

@@ -12,7 +12,7 @@ import pandas as pd
 
 from reports import figures
 from reports.front import COSTS, nondominated
-from reports.naming import WEIGHTINGS, Row, anchored, display, recipe_yaml
+from reports.naming import Row, anchor_weight, anchored, display, recipe_yaml
 from reports.statistics import Gain
 from reports.text import NONE, known, number, percent, plural, points, unit_of
 
@@ -114,7 +114,7 @@ def entry(
         "anchoring": row["anchoring"],
         "settings": row["settings"],
         "lambda": f"{row['lambda_base']:g}" if held else NONE,
-        "weighting": _weight(row) if held else NONE,
+        "weighting": anchor_weight(row) if held else NONE,
         "anchor": row["anchor"] if known(row["anchor"]) else NONE,
         "shape": row["weighting"] if held and row["weighting"] in figures.SHAPES else "none",
         "stages": row["n_stages"],
@@ -192,12 +192,6 @@ def front_lines(
                 for i, (x, y) in enumerate(corners)
             ]
     return lines
-
-
-def _weight(row: Row) -> str:
-    """How a recipe's anchor is weighed, and what the anchor is where it isn't the usual one."""
-    weight = str(WEIGHTINGS.get(row["weighting"], row["weighting"]))
-    return weight if row["anchor"] == "reference" else f"{weight}, {row['anchor']}"
 
 
 def _drawn(panel: str, mean: float, half_width: float | None, low: float) -> dict[str, Any]:

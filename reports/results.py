@@ -21,14 +21,8 @@ _OF_TEST = ("test_accuracy", "test_best_accuracy")
 _FRACTIONS = ("val_accuracy", *_OF_TEST)
 _CHOICES = {"phase": PHASES, "status": STATUSES}
 # No run comes near, and what is computed of these stays finite.
-_COUNTS = {
-    "n_stages": 10**3,
-    "epochs_total": 10**9,
-    "params": 10**15,
-    "teachers": 10**3,
-} | dict.fromkeys(
-    ("train_flops", "device_seconds", "spent_flops", "spent_seconds", "latency_ms", "extra_teacher_flops"), 1e60
-)
+_FLOATS = ("train_flops", "device_seconds", "spent_flops", "spent_seconds", "latency_ms", "extra_teacher_flops")
+_COUNTS = {"n_stages": 10**3, "epochs_total": 10**9, "params": 10**15, "teachers": 10**3} | dict.fromkeys(_FLOATS, 1e60)
 _KEY = b"smskd_schema"
 # What is read at most: run.json and its like; rows of a table, and its bytes on disk and unpacked.
 _JSON_BYTES, _ROWS, _TABLE_BYTES = 2**26, 10**6, 2**30
