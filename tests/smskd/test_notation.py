@@ -95,7 +95,7 @@ def test_a_setting_of_the_whole_is_what_each_stage_would_say(recipe: Recipe, dat
     "text",
     [
         "kd", "ce", "kd>fitnets>rkd", "kd+rkd>kd", "kd>rkd weighting=tcp lambda_base=0.25",
-        "kd(temperature=2)@epochs=60>fitnets(weight=5)@epochs=60,learning_rate=0.02>rkd weighting=tcp learning_rate=0.05",
+        "kd(temperature=2)@epochs=60>fitnets(weight=5)@epochs=6,learning_rate=0.2>rkd weighting=tcp learning_rate=0.05",
         "kd(weight=1,temperature=2)+rkd(distance=1,angle=2)@epochs=3,ce=0.5>ce", "kd milestones=[0.5,0.75]",
         "kd nesterov=false", "kd teachers=3", "kd@epochs=3>rkd@epochs=4>kd@epochs=5", "kd learning_rate=1e-07",
     ],
