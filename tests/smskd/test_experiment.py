@@ -17,8 +17,6 @@ from smskd.settings import text_of
 from smskd.training import SETTINGS as TRAINING
 from smskd.training import TEACHER_SETTINGS, Training
 
-NAMED = {"pair": pairs.available()[1], "data": "cifar100"}  # what can't be guessed from a declaration
-
 
 @st.composite
 def experiments(draw: st.DrawFn) -> Experiment:

@@ -112,7 +112,8 @@ def test_a_list_that_is_written_is_read_again(values: list[float]) -> None:
     ("value", "text"),
     [
         (4.0, "4"), (0.1, "0.1"), (1e-7, "1e-07"), (-0.0, "0"), (True, "true"), (False, "false"), (3, "3"),
-        ((0.5, 0.75), "[0.5,0.75]"), ([1, 2], "[1,2]"), ("kd", "kd"), (1e22, "1e+22"), ((), "[]"), (math.pi, "3.141592653589793"),
+        ((0.5, 0.75), "[0.5,0.75]"), ([1, 2], "[1,2]"), ("kd", "kd"), (1e22, "1e+22"), ((), "[]"),
+        (math.pi, "3.141592653589793"),
     ],
 )  # fmt: skip
 def test_how_values_are_written(value: object, text: str) -> None:
@@ -157,8 +158,11 @@ def test_fields_of_a_dataclass_are_settings() -> None:
 def test_help_has_default_bounds_and_choices() -> None:
     lines = described(declared(Schema).values())
     assert [" ".join(line.split()) for line in lines] == [
-        "number=0.5 a number (>= 0, <= 2)", "count= a count (>= 1)", "words=[a] words", "colour=red a colour: red, green",
-    ]  # fmt: skip
+        "number=0.5 a number (>= 0, <= 2)",
+        "count= a count (>= 1)",
+        "words=[a] words",
+        "colour=red a colour: red, green",
+    ]
 
 
 def test_plain_yaml_takes_no_aliases_nor_depth_nor_length() -> None:
@@ -172,7 +176,7 @@ def test_plain_yaml_takes_no_aliases_nor_depth_nor_length() -> None:
         "2001-99-01",
         "\ud800",
     ):
-        with pytest.raises(ValueError, match="^x "):
+        with pytest.raises(ValueError, match=r"^x "):
             plain_yaml("x", text)
 
 
