@@ -17,7 +17,7 @@ def check(kind: str, name: str, valid: Iterable[str]) -> str:
         return name
     near = nearest(name, choices)
     hint = f" Did you mean {near!r}?" if near else ""
-    raise ValueError(f"unknown {kind} {name!r}; available are {', '.join(choices)}.{hint}")
+    raise ValueError(f"unknown {kind} {name!r:.200}; available are {', '.join(choices)}.{hint}")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
