@@ -60,25 +60,28 @@ def latency_ms(module: nn.Module, image: Tensor, *, runs: int = 50) -> float:
 
 
 class FlopCounter:
-    """Counts the training FLOPs of stages of one student on one data set; remembers what it counted."""
+    """Counts the training FLOPs of stages on one data set; remembers what it counted."""
 
     def __init__(self, data: Data) -> None:
         self._data = data
         self._known: dict[tuple[Any, ...], tuple[float, float]] = {}
 
-    def stage(self, work: Assignment, student: nn.Module, terms: Sequence[Term], teachers: Sequence[Teacher]) -> float:
+    def stage(
+        self, name: str, work: Assignment, student: nn.Module, terms: Sequence[Term], teachers: Sequence[Teacher]
+    ) -> float:
         """FLOPs of a stage: student and regressors forward and backward, teachers and reference forward.
 
         EWC has no reference to run, but gradients of some images for its Fisher information.
 
         Args:
-            student: on the data's device; no state is moved.
+            name: the network's that is trained.
+            student: that network, on the data's device; no state is moved.
             terms: the stage's methods, as built.
             teachers: those that the stage asks.
         """
         wanted = tuple(work.reads(number) for number in range(len(teachers)))
         held = work.recipe.anchor if work.anchored else None
-        case = (repr(work.methods), wanted, held)
+        case = (name, repr(work.methods), wanted, held)
         if case not in self._known:
             two = self._data.normalised(self._data.train.images[:2])
             one = trained = forward_flops(student, two, images=2)

@@ -160,7 +160,7 @@ class Counter:
             work, asked = job.assignment, [self._teacher] * len(job.teachers)
             with torch.random.fork_rng(devices=[]):
                 terms = training_loop.build_terms(work, mine, views, self._data.train.labels)
-            total += self._counter.stage(work, self._student, terms, asked)
+            total += self._counter.stage(job.network.name, work, self._student, terms, asked)
         return total
 
 

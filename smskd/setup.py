@@ -95,7 +95,7 @@ class Setup:
         )
         facts = {
             "val_accuracy": training_loop.accuracy(network, self.data, self.data.validation),
-            "train_flops": self.flops.stage(work, network, done.terms, teachers),
+            "train_flops": self.flops.stage(job.network.name, work, network, done.terms, teachers),
             "device_seconds": done.seconds - testing,  # it is no part of the training
             "losses": done.losses,
             "anchor_weights": done.anchor_weights,
