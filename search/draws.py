@@ -97,7 +97,7 @@ def values_of(distribution: BaseDistribution) -> Sequence[Any] | None:
         case IntDistribution():
             return range(distribution.low, distribution.high + 1, distribution.step)
         case FloatDistribution(step=float(step), low=low, high=high):
-            return [low + k * step for k in range(1 + round((high - low) / step))]
+            return [min(low + k * step, high) for k in range(1 + round((high - low) / step))]
         case _:
             return None
 

@@ -140,7 +140,8 @@ class _Reader:
         count = math.ceil((stop - low) / step - 1e-9)
         if not 1 <= count <= _MOST:
             raise self._wrong(text, "it is empty: start < stop must hold" if count < 1 else f"has over {_MOST} values")
-        first, last = (self._value(text, text_of(end)) for end in (low, low + (count - 1) * step))
+        # without the rounding errors of sums, which Optuna would take for another step
+        first, last = (self._value(text, f"{end:.12g}") for end in (low, low + (count - 1) * step))
         return Range(setting=self._setting, text=self._whole, low=first, high=last, step=step)
 
     def _value(self, part: str, text: str) -> Value:

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import spaces
-from search.ranges import Range
-from smskd.blame import place_of
+from search.ranges import Range, is_range
+from smskd.blame import where_raised
 from smskd.experiment import Experiment
-from smskd.recipe import SETTINGS, SHORTHANDS, Recipe, split_total
-from smskd.settings import Value
+from smskd.notation import parse
+from smskd.recipe import SETTINGS, SHORTHANDS, Recipe, declaration, split_total, stage_number
+from smskd.settings import Value, text_of
 from smskd.training import SETTINGS as TRAINING
 from spaces import Menu
 
@@ -65,6 +66,27 @@ class SearchSpace:
         """An earlier trial had these choices under a name."""
         self._choices.setdefault(name, tuple(choices))
 
+    def here(self, recipe: Recipe, told: Mapping[str, Any]) -> Recipe:
+        """A recipe of another search, with what is fixed here in place of what was fixed there.
+
+        told: all settings of that search, by key; others than those of recipes aren't looked at.
+
+        Raises:
+            ValueError: the settings don't go together.
+        """
+        there = {key for key, value in told.items() if declaration(key) is not None and not is_range(str(value))}
+        for key in there:
+            recipe = _without(recipe, key)
+        fixed = {key: value for key, value in self._given.items() if not isinstance(value, Range)}
+        for key, value in fixed.items():
+            of_stages = key not in SETTINGS and key not in SHORTHANDS
+            # what is of the whole may have been searched there, at its default
+            if (of_stages or (key in SETTINGS and key in there)) and recipe.feels(key, self.defaults):
+                recipe = recipe.with_setting(key, value, over=False)
+        if "epochs_total" in fixed and not recipe.says("epochs"):
+            recipe = split_total(recipe, fixed["epochs_total"], fixed.get("split"))
+        return self._experiment.effective(recipe)
+
     def __call__(self, trial: BaseTrial) -> Recipe:
         """The recipe that a trial draws.
 
@@ -95,7 +117,9 @@ class SearchSpace:
                     self.felt.add(key)
                     continue
             if recipe.says("epochs" if key == "epochs_total" else key) or not self._kept(recipe, key, given):
-                raise ValueError(f"{key}= is chosen by space={self._name} itself: leave it out")
+                said = any(parse(text).says(key) for text in self._menu.methods)
+                by = f"said in methods={text_of(self._menu.methods)}" if said else f"space={self._name}'s own choice"
+                raise ValueError(f"{key}= is {by}: leave it out")
             if not recipe.feels(key, self._experiment.defaults):
                 continue
             self.felt.add(key)
@@ -124,13 +148,27 @@ class SearchSpace:
 
     def _blamed(self, error: Exception) -> SpaceError:
         """What a space raised, with its own line; a ValueError of its own is for the user, and keeps its words."""
-        at = place_of(error, self._file) or self._file
+        at = where_raised(error, self._file) or self._file
         text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         return SpaceError(f"{text} ({at})", "".join(traceback.format_exception(error)))
 
     @property
     def _file(self) -> str:
         return str(self._module.__file__)
+
+
+def _without(recipe: Recipe, key: str) -> Recipe:
+    """The recipe with a setting at its default; without the epochs of its stages, for a total."""
+    if key in SETTINGS:
+        return dataclasses.replace(recipe, **{key: SETTINGS[key].default})
+    number, part = stage_number("epochs" if key in SHORTHANDS else key)
+    stages = [
+        dataclasses.replace(stage, settings=tuple(one for one in stage.settings if one[0] != part))
+        if number in (None, place)
+        else stage
+        for place, stage in enumerate(recipe.stages, 1)
+    ]
+    return dataclasses.replace(recipe, stages=tuple(stages))
 
 
 def _rounded(value: Value) -> Value:

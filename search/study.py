@@ -394,12 +394,12 @@ class Study:
             return []
         found: list[tuple[dict[str, Any], Recipe]] = []
         for prefix in recipe.prefixes()[:-1]:
-            place = self._place(prefix, params)
-            if prefix.id not in taken and place is not None and not self._breaks(prefix):
-                found.append((place, prefix))
+            within = self._within(prefix, params)
+            if prefix.id not in taken and within is not None and not self._breaks(prefix):
+                found.append((within, prefix))
         return found if self._breaks(recipe) else [*found, (dict(params), recipe)]
 
-    def _place(self, recipe: Recipe, params: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _within(self, recipe: Recipe, params: Mapping[str, Any]) -> dict[str, Any] | None:
         """Parameters that lead to a prefix; None if it isn't a recipe of the space.
 
         An infinite space is asked: a prefix has the same parameters but for `n_stages`, if the space has such a one.
@@ -440,7 +440,7 @@ class Study:
     def _tell_prefix(self, prefix: Recipe, asked: Asked, records: Sequence[Result]) -> None:
         shorter = [record.of_prefix(str(prefix), len(prefix.stages)) for record in records]
         values = self._values(shorter)
-        params = self._place(prefix, asked.trial.params)
+        params = self._within(prefix, asked.trial.params)
         assert values is not None and params is not None, f"{prefix} was claimed by {asked.recipe}"
         attributes: dict[str, Any] = {"begins": str(asked.recipe)}
         self._write(attributes.__setitem__, prefix, shorter)
@@ -481,18 +481,24 @@ class Study:
                 continue
             recipe = parse(trial.user_attrs["recipe"])
             records = [of_dict(told) for told in trial.user_attrs["records"]]
-            params = self._params_of(recipe)
+            params = self._params_of(recipe, other.user_attrs["identity"])
             if params is not None:
                 attributes = {"recipe": str(recipe), SOURCE: source}
                 self._add(params, trial.values, attributes, {_GENERATION: 0}, self._excess(records))
                 count += 1
         self.note(_LEARNT, learnt | {source: count})
 
-    def _params_of(self, recipe: Recipe) -> dict[str, Any] | None:
-        """Parameters that lead to any recipe; None if it isn't one of the space, or can't be found in it.
+    def _params_of(self, recipe: Recipe, told: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Parameters that lead to a recipe of a search with these settings; None if it isn't one of this space, or
+        can't be found in it.
 
         An infinite space is searched by the names of its parameters: `n_stages`, `stage_1`, ..., and those of settings.
         """
+        if isinstance(self._space, SearchSpace):
+            try:
+                recipe = self._space.here(recipe, told)
+            except ValueError:  # a total too short for its stages, say
+                return None
         if self.points is not None:
             return self.points[recipe.id][0] if recipe.id in self.points else None
         return self._leads(Named(recipe, self._scope.defaults), recipe)

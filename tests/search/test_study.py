@@ -3,45 +3,47 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 
-import spaces
-from search import config
-from search.study import Asked, Record, Study
+from search import config, draws
+from search.study import Asked, Design, Goal, Study
 from smskd.recipe import Recipe
+from smskd.result import Result
+from tests.search.made_up import result
 
 
-def open_study(folder: Path, words: list[str], **more: Any) -> Study:
+def values(told: Result) -> tuple[float, ...]:
+    return 1 - told.val_accuracy, float(len(told.stages))
+
+
+def open_study(
+    folder: Path, words: list[str], *, margin: float | None = None, sources: Mapping[str, str] | None = None
+) -> Study:
     settings = config.parse(words)
-    space, menu = spaces.load(settings.space), settings.menu
     return Study(
-        space=lambda trial: space.suggest(trial, menu),
-        storage=f"sqlite:///{folder / 'study.db'}",
+        draws.look(settings.search_space()),
+        f"sqlite:///{folder / 'study.db'}",
         identity=settings.identity,
-        seeds=settings.search_seeds,
-        sampler=settings.sampler,
-        trials=settings.trials,
-        seed=settings.seed,
-        objective=lambda record: (1 - record["stages"][-1]["val_accuracy"], float(len(record["stages"]))),
-        **more,
+        goal=Goal(values=values),
+        design=Design(
+            seeds=settings.search_seeds,
+            sampler=settings.sampler,
+            trials=settings.trials,
+            seed=settings.seed,
+            margin=margin,
+        ),
+        sources=sources or {},
     )
 
 
-def record(recipe: Recipe, seed: int, accuracy: float = 0.5, status: str = "complete") -> Record:
-    stages = [
-        {"key": p.id, "val_accuracy": accuracy, "train_flops": 1.0, "device_seconds": 1.0} for p in recipe.prefixes()
-    ]
-    error = None if status == "complete" else "broken"
-    return {"seed": seed, "status": status, "error": error, "params": 1, "stages": stages, "test_accuracy": None}  # type: ignore[typeddict-item]
-
-
-def finish(study: Study, asked: Asked, **kind: object) -> None:
+def finish(study: Study, asked: Asked, **kind: Any) -> None:
     for seed in range(3):
-        study.tell(asked, record(asked.recipe, seed, **kind))  # type: ignore[arg-type]
+        study.tell(asked, result(asked.recipe, seed, **kind))
 
 
 def drain(study: Study) -> list[str]:
@@ -73,11 +75,11 @@ def test_exhaustive_asks_for_the_shortest_first(tmp_path: Path) -> None:
 
 
 def test_sampled_space_settles_exactly_as_many_recipes_as_asked(tmp_path: Path) -> None:
-    study = open_study(tmp_path, ["space=recipe", "trials=17"])
+    study = open_study(tmp_path, ["space=everything", "trials=17"])
     drain(study)
     assert len(study.settled) == 17
     assert states(tmp_path).count("COMPLETE") == 17
-    again = open_study(tmp_path, ["space=recipe", "trials=20"])
+    again = open_study(tmp_path, ["space=everything", "trials=20"])
     assert len(again.settled) == 17
     drain(again)
     assert len(again.settled) == 20
@@ -88,7 +90,7 @@ def test_study_of_a_dead_driver_goes_on(tmp_path: Path) -> None:
     finish(study, study.ask())  # type: ignore[arg-type]
     orphan = study.ask()
     assert orphan is not None
-    study.tell(orphan, record(orphan.recipe, 0))  # one of three seeds
+    study.tell(orphan, result(orphan.recipe, 0))  # one of three seeds
     after = open_study(tmp_path, [])
     assert len(after.settled) == 1
     ran = drain(after)
@@ -116,7 +118,7 @@ def test_study_of_another_search_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_order_of_finishing_outlasts_the_driver(tmp_path: Path) -> None:
-    words = ["space=recipe", "trials=12"]
+    words = ["space=everything", "trials=12"]
     study = open_study(tmp_path, words)
     running = [asked for _ in range(4) if (asked := study.ask())]
     for asked in reversed(running):
@@ -136,12 +138,11 @@ def test_the_order_of_finishing_outlasts_the_driver(tmp_path: Path) -> None:
 FIRST = {"kd": 0.9, "fitnets": 0.88, "rkd": 0.8}
 
 
-def told(recipe: Recipe, seed: int) -> Record:
-    stages: Any = []
-    for number, prefix in enumerate(recipe.prefixes()):
-        accuracy = FIRST[str(recipe.stages[0])] + 0.01 * number + 0.001 * seed
-        stages.append({"key": prefix.id, "val_accuracy": accuracy, "train_flops": 1.0, "device_seconds": 1.0})
-    return {"seed": seed, "status": "complete", "error": None, "params": 1, "stages": stages, "test_accuracy": None}
+def told(recipe: Recipe, seed: int) -> Result:
+    def accuracy(prefix: Recipe) -> float:
+        return FIRST[recipe.stages[0].path] + 0.01 * (len(prefix.stages) - 1) + 0.001 * seed
+
+    return result(recipe, seed, accuracy)
 
 
 def run(study: Study, most: int = 1000, seeds: int = 3) -> list[str]:
@@ -160,13 +161,13 @@ def test_what_begins_with_a_dominated_recipe_is_given_up(tmp_path: Path) -> None
     trained = run(study)
     assert trained[:3] == ["kd", "fitnets", "rkd"] and len(trained) == 11
     assert not [name for name in trained if name.startswith("rkd>")]
-    given_up = {str(recipe): records for recipe, records in study.settled.values() if records[0]["status"] == "pruned"}
+    given_up = {str(recipe): records for recipe, records in study.settled.values() if records[0].status == "pruned"}
     assert set(given_up) == {"rkd>kd", "rkd>fitnets", "rkd>kd>fitnets", "rkd>fitnets>kd"}
     for records in given_up.values():
-        assert [record["seed"] for record in records] == [0, 1, 2]
-        assert [len(record["stages"]) for record in records] == [1, 1, 1]
+        assert [record.seed for record in records] == [0, 1, 2]
+        assert [len(record.stages) for record in records] == [1, 1, 1]
         why = "given up after stage 1 of . : rkd has 80.10 % on validation, kd costs no more and has 90.10 %"
-        assert why.replace(". :", f"{records[0]['error'].split(' of ')[1][0]}:") in str(records[0]["error"])
+        assert why.replace(". :", f"{records[0].error.split(' of ')[1][0]}:") in str(records[0].error)
     assert study.complete() and len(study.settled) == 15
     assert states(tmp_path).count("PRUNED") == 4 and states(tmp_path).count("COMPLETE") == 11
     again = open_study(tmp_path, ["stop=dominated", "stop_margin=5"], margin=0.05)
@@ -176,12 +177,12 @@ def test_what_begins_with_a_dominated_recipe_is_given_up(tmp_path: Path) -> None
 def test_a_margin_that_nothing_exceeds_gives_nothing_up(tmp_path: Path) -> None:
     study = open_study(tmp_path, [], margin=0.11)
     run(study)
-    assert {records[0]["status"] for _, records in study.settled.values()} == {"complete"}
+    assert {records[0].status for _, records in study.settled.values()} == {"complete"}
     assert len(study.settled) == 15
 
 
 def test_a_long_recipe_asked_first_leaves_its_beginnings_and_tells_them_at_once(tmp_path: Path) -> None:
-    study = open_study(tmp_path, ["space=recipe", "methods=[kd,rkd]", "max_stages=3", "trials=30"], margin=0.05)
+    study = open_study(tmp_path, ["space=everything", "methods=[kd,rkd]", "max_stages=3", "trials=30"], margin=0.05)
     beginnings = 0
     while (asked := study.ask()) is not None:
         settled = False
@@ -190,11 +191,11 @@ def test_a_long_recipe_asked_first_leaves_its_beginnings_and_tells_them_at_once(
             settled = [study.tell(asked, told(now, seed)) for seed in range(3)][-1]
             if now != asked.recipe:
                 beginnings += 1
-                assert study.settled[now.id][1][0]["status"] == "complete"
+                assert study.settled[now.id][1][0].status == "complete"
     assert beginnings and len(study.settled) == 30 and study.complete()
-    statuses = [(str(r.stages[0]), len(r.stages), rs[0]["status"]) for r, rs in study.settled.values()]
+    statuses = [(str(r.stages[0]), len(r.stages), rs[0].status) for r, rs in study.settled.values()]
     assert all(status == "complete" for first, count, status in statuses if count == 1 or first == "kd")
-    since_kd = statuses[[recipe.notation for recipe, _ in study.settled.values()].index("kd") :]
+    since_kd = statuses[[recipe.path for recipe, _ in study.settled.values()].index("kd") :]
     bad = {status for first, count, status in since_kd if first == "rkd" and count > 1}
     assert bad == {"pruned"}
 
@@ -225,7 +226,7 @@ def finished_run(folder: Path, words: list[str], most: int = 1000, seeds: int = 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp"])
 def test_a_sampler_learns_from_another_run_and_takes_no_result_from_it(tmp_path: Path, sampler: str) -> None:
     url = finished_run(tmp_path / "other", ["seeds=1", "epochs=1"], seeds=1)
-    words = ["space=recipe", "methods=[kd,fitnets,rkd]", "trials=4", f"sampler={sampler}"]
+    words = ["space=everything", "methods=[kd,fitnets,rkd]", "trials=4", f"sampler={sampler}"]
     study = open_study(tmp_path, words, sources={"other": url})
     assert study.settled == {} and not study.complete() and study.room() == 4
     assert study.attributes["learnt"] == {"other": 15}  # all orders of three methods are in this space, too
@@ -238,8 +239,8 @@ def test_a_sampler_learns_from_another_run_and_takes_no_result_from_it(tmp_path:
 
 
 def test_what_was_learnt_is_used(tmp_path: Path) -> None:
-    url = finished_run(tmp_path / "other", ["space=recipe", "methods=[kd,rkd]", "max_stages=2", "trials=40"])
-    words = ["space=recipe", "methods=[kd,rkd]", "max_stages=2", "trials=8", "sampler=nsga2", "seed=3"]
+    url = finished_run(tmp_path / "other", ["space=everything", "methods=[kd,rkd]", "max_stages=2", "trials=40"])
+    words = ["space=everything", "methods=[kd,rkd]", "max_stages=2", "trials=8", "sampler=nsga2", "seed=3"]
     study = open_study(tmp_path, words, sources={"other": url})
     assert study.ask() is not None
     loaded = optuna.load_study(study_name="smskd", storage=f"sqlite:///{tmp_path / 'study.db'}")
@@ -292,7 +293,7 @@ def spoil(file: Path, how: str) -> None:
         ("garbage", "is no study, or a damaged one .*use another out="),
         ("half", "use another out="),
         ("something else", "is a database of something else.*use another out="),
-        ("newer", "holds a study of schema 9, but this program reads 1: use another out="),
+        ("newer", "holds a study of schema 9, but this program reads 2: use another out="),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_and_left_alone(tmp_path: Path, how: str, said: str) -> None:
