@@ -34,12 +34,12 @@ _NAME_CHARACTERS = 100
 class Training:
     """One recipe with one seed, as much like a trial of Tune's as its callbacks look at.
 
-    trial_id: the same each time this training runs for this run folder. place: recipe and seed, as a path. local_path:
+    trial_id: the same each time this training runs for this run folder. path: recipe and seed. local_path:
     where a logger works. config: its hyperparameters.
     """
 
     trial_id: str
-    place: str
+    path: str
     local_path: str
     experiment_dir_name: str
     config: Mapping[str, Any]
@@ -61,7 +61,7 @@ class Training:
         }  # fmt: skip
         return cls(
             trial_id=hashlib.sha256(f"{folder}\0{recipe.id}\0{seed}".encode()).hexdigest()[:16],
-            place=f"{name}-{recipe.id}/seed-{seed}",
+            path=f"{name}-{recipe.id}/seed-{seed}",
             local_path=str(folder),
             experiment_dir_name=folder.name,
             config=told,
@@ -77,7 +77,7 @@ class Training:
         Path(self.local_path).mkdir(parents=True)
 
     def __str__(self) -> str:
-        return self.place
+        return self.path
 
 
 class Loggers(tune.Callback):
@@ -113,7 +113,7 @@ class Loggers(tune.Callback):
         pair = trial.config["pair"]
         training = Training.of(self._folders[pair], trial.config)
         if trial.trial_id not in self._trainings:  # else its worker died, and it begins anew
-            own = {"tensorboard": str(self._folders[pair] / "tensorboard" / training.place)}
+            own = {"tensorboard": str(self._folders[pair] / "tensorboard" / training.path)}
             self._trainings[trial.trial_id] = {
                 name: replace(training, local_path=own.get(name, training.local_path)) for name in self._loggers[pair]
             }

@@ -257,20 +257,20 @@ def held(configs: Sequence[Config]) -> Iterator[None]:
         yield
 
 
-def _check_writable(key: str, place: str | Path) -> None:
+def _check_writable(key: str, where: str | Path) -> None:
     try:
-        if isinstance(place, str):
+        if isinstance(where, str):
             from smskd.store import remote
 
-            remote.Files(place).check_writable()
+            remote.Files(where).check_writable()
             return
-        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        where.mkdir(parents=True, exist_ok=True, mode=0o700)
         # another driver may be looking at the same store
-        with tempfile.NamedTemporaryFile(dir=place, prefix=".writable"):
+        with tempfile.NamedTemporaryFile(dir=where, prefix=".writable"):
             pass
     except OSError as error:
         told = error.strerror or str(error)
-        raise ValueError(f"{key}={place} can't be written to: {told}; choose another place") from error
+        raise ValueError(f"{key}={where} can't be written to: {told}; choose another one") from error
 
 
 def _write(folder: Path, pairs: Sequence[str]) -> None:

@@ -71,9 +71,9 @@ def file_system(path: Path) -> str:
     except OSError:
         return ""
     mounts: dict[Path, str] = {}
-    for line in lines:  # a later one hides an earlier one at the same place
-        place, _, kind = line.partition(" - ")
-        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), place.split()[4])
+    for line in lines:  # a later one hides an earlier one at the same point
+        mount, _, kind = line.partition(" - ")
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), mount.split()[4])
         mounts[Path(point)] = kind.split()[0]
     path = path.resolve()
     return next((mounts[parent] for parent in (path, *path.parents) if parent in mounts), "")

@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 
 
-def place_of(error: BaseException, file: str | None = None) -> str:
+def where_raised(error: BaseException, file: str | None = None) -> str:
     """Where it was raised, as `methods/mine.py, line 12`: in this file, or in the last one that isn't a library's."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "site-packages" not in frame.filename and "lib/python" not in frame.filename]
@@ -25,8 +25,8 @@ def text_of(error: Exception) -> tuple[str, str | None]:
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, Diverged) or out_of_memory(error):
         return text, None
-    place = place_of(error)
-    return f"{text} ({place})" if place else text, "".join(traceback.format_exception(error))
+    where = where_raised(error)
+    return f"{text} ({where})" if where else text, "".join(traceback.format_exception(error))
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -283,25 +283,25 @@ def _fashion_mnist(data_dir: Path | None) -> Data:
     """Zalando's 70,000 articles, 28 x 28 grey: torchvision's folder, or one with the four .gz files, as in Debian."""
     import torchvision.datasets
 
-    places = datasets.places("fashion_mnist", data_dir)
-    for place in places:
-        if (place / "FashionMNIST" / "raw").is_dir():
-            return _fashion_mnist_from(place)
-        if (place / "train-images-idx3-ubyte.gz").is_file():
-            return _fashion_mnist_unpacked(place)
-    _download("fashion_mnist", torchvision.datasets.FashionMNIST, places)
-    return _fashion_mnist_from(places[0])
+    folders = datasets.folders("fashion_mnist", data_dir)
+    for folder in folders:
+        if (folder / "FashionMNIST" / "raw").is_dir():
+            return _fashion_mnist_from(folder)
+        if (folder / "train-images-idx3-ubyte.gz").is_file():
+            return _fashion_mnist_unpacked(folder)
+    _download("fashion_mnist", torchvision.datasets.FashionMNIST, folders)
+    return _fashion_mnist_from(folders[0])
 
 
-def _fashion_mnist_unpacked(place: Path) -> Data:
+def _fashion_mnist_unpacked(folder: Path) -> Data:
     """torchvision reads unpacked files from its own layout: make that for the moment of reading."""
     with tempfile.TemporaryDirectory() as scratch:
         raw = Path(scratch) / "FashionMNIST" / "raw"
         raw.mkdir(parents=True)
-        for packed in place.glob("*-ubyte.gz"):
+        for packed in folder.glob("*-ubyte.gz"):
             with gzip.open(packed) as source, (raw / packed.stem).open("wb") as target:
                 shutil.copyfileobj(source, target)
-        return _fashion_mnist_from(Path(scratch), shown=place)
+        return _fashion_mnist_from(Path(scratch), shown=folder)
 
 
 def _fashion_mnist_from(root: Path, shown: Path | None = None) -> Data:
@@ -340,7 +340,7 @@ def _cifar(data_dir: Path | None, *, name: str) -> Data:
         key, classes = "labels", 10
         mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
         archive = "CIFAR10"
-    (root,) = datasets.places(name, data_dir)
+    (root,) = datasets.folders(name, data_dir)
     found = next((p for p in (root / folder, root) if (p / train_files[0]).is_file()), None)
     if found is None:
         import torchvision.datasets
@@ -419,7 +419,7 @@ def _folder(data_dir: Path | None, image_size: int | None) -> Data:
             f"data=folder: looked for train/ and test/ (or val/) in {data_dir}, found {', '.join(parts) or 'neither'}; "
             f"put one folder per class below each"
         )
-    found = {part: _listed(place) for part, place in parts.items()}
+    found = {part: _listed(folder) for part, folder in parts.items()}
     classes = found["train"].classes
     for part, listing in found.items():
         if listing.classes != classes:
@@ -449,15 +449,15 @@ class _Listing(NamedTuple):
     classes: list[str]
 
 
-def _listed(place: Path) -> _Listing:
+def _listed(folder: Path) -> _Listing:
     import torchvision.datasets
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     try:
-        listing = torchvision.datasets.ImageFolder(str(place))
+        listing = torchvision.datasets.ImageFolder(str(folder))
     except (FileNotFoundError, OSError) as error:
         raise ValueError(
-            f"data=folder: {place} has no class folders with images ({', '.join(IMG_EXTENSIONS)}): {error}"
+            f"data=folder: {folder} has no class folders with images ({', '.join(IMG_EXTENSIONS)}): {error}"
         ) from None
     paths = np.array([os.fsencode(path) for path, _ in listing.samples])
     return _Listing(paths, torch.tensor(listing.targets), listing.classes)
@@ -487,11 +487,11 @@ def _splits(found: dict[str, _Listing], image_size: int | None) -> dict[str, Spl
     }
 
 
-def _download(name: str, fetch: Callable[..., Any], places: list[Path]) -> None:
+def _download(name: str, fetch: Callable[..., Any], folders: list[Path]) -> None:
     try:
-        fetch(str(places[0]), download=True)
+        fetch(str(folders[0]), download=True)
     except (OSError, RuntimeError) as error:
-        looked = " and ".join(str(p) for p in places)
+        looked = " and ".join(str(p) for p in folders)
         debian = " (or install Debian's package dataset-fashion-mnist)" if name == "fashion_mnist" else ""
         raise ValueError(
             f"data={name}: looked in {looked}, found nothing, and the download failed ({error}); "

@@ -57,7 +57,7 @@ def check_train_size(name: str, train_size: int, *, classes: int, count: int) ->
         )
 
 
-def places(name: str, data_dir: Path | None) -> list[Path]:
+def folders(name: str, data_dir: Path | None) -> list[Path]:
     """Folders in which a downloaded data set's files are looked for, in this order."""
     if data_dir is not None:
         return [data_dir]

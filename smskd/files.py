@@ -97,7 +97,7 @@ class ImageFiles:
 
     def _decoded(self, paths: np.ndarray) -> Tensor:
         images = np.empty((len(paths), self.height, self.width, 3), dtype=np.uint8)
-        for place, path in enumerate(map(os.fsdecode, paths.tolist())):
+        for row, path in enumerate(map(os.fsdecode, paths.tolist())):
             try:
                 with PIL.Image.open(path) as file:
                     image = file.convert("RGB")
@@ -105,7 +105,7 @@ class ImageFiles:
                 raise ValueError(f"data=folder: {path} can't be read as an image: {error}") from None
             if self.resize:
                 image = PIL.ImageOps.fit(image, (self.width, self.height), PIL.Image.Resampling.BICUBIC)
-            images[place] = np.asarray(image)
+            images[row] = np.asarray(image)
         return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 

@@ -46,13 +46,13 @@ class Validation:
         for images, labels in self._data.validation.batches(self._batch_size):
             yield self._data.normalised(images), labels
 
-    def of_teacher(self, place: int, network: nn.Module, number: int, images: Tensor, reads: frozenset[str]) -> View:
+    def of_teacher(self, teacher: int, network: nn.Module, batch: int, images: Tensor, reads: frozenset[str]) -> View:
         """A teacher's outputs for the batch of this number, those that `reads` names (as in smskd.methods).
 
-        Teachers are told apart by their place. Feature maps of a whole validation split can take gigabytes, so what
+        Teachers are told apart by their number. Feature maps of a whole validation split can take gigabytes, so what
         isn't read isn't kept, and nothing beyond a bound.
         """
-        held, view = self._answers.get((place, number), (frozenset(), None))
+        held, view = self._answers.get((teacher, batch), (frozenset(), None))
         if view is not None and reads <= held:
             return view
         with torch.no_grad():
@@ -67,7 +67,7 @@ class Validation:
         if self._bytes + size <= _KEPT_BYTES:
             self._bytes += size
             whole = {"logits", "embedding"} | ({"hint"} if "features" in reads else set())
-            self._answers[place, number] = reads | whole, answer
+            self._answers[teacher, batch] = reads | whole, answer
         return answer
 
 
@@ -88,14 +88,14 @@ class Lineage:
             student: its mode is as before afterwards.
             ce_weight: of cross-entropy in that stage.
             terms: the stage's methods as they were trained.
-            teachers: by place, the first (0) and those that any stage so far listens to.
+            teachers: by number, the first (0) and those that any stage so far listens to.
         """
         self._stages.append((ce_weight, terms))
-        reads = {place: frozenset({"logits"}) for place in teachers}
+        reads = {number: frozenset({"logits"}) for number in teachers}
         for _, earlier in self._stages:
             for term in earlier:
-                for place in term.teachers:
-                    reads[place] |= reads_of(term.name, term.method.settings)
+                for number in term.teachers:
+                    reads[number] |= reads_of(term.name, term.method.settings)
         training = student.training
         student.eval()
         modes = [(term.method, term.method.training) for _, terms in self._stages for term in terms]
@@ -104,18 +104,18 @@ class Lineage:
         totals = [0.0] * len(self._stages)
         chosen, taught = [], []
         with torch.no_grad():
-            for number, (images, labels) in enumerate(self._validation.batches()):
+            for batch, (images, labels) in enumerate(self._validation.batches()):
                 mine = View(student(images), student.hint_index)  # type: ignore[arg-type]
                 said = {
-                    place: self._validation.of_teacher(place, network, number, images, reads[place])
-                    for place, network in teachers.items()
+                    number: self._validation.of_teacher(number, network, batch, images, reads[number])
+                    for number, network in teachers.items()
                 }
                 known = Batch(labels, labels[:0])
-                for place, (weight, terms) in enumerate(self._stages):
+                for stage, (weight, terms) in enumerate(self._stages):
                     loss = weight * ce.cross_entropy(mine.output.logits, labels)
                     for term in terms:
                         loss = loss + sum(term(mine, said, known).values())
-                    totals[place] += float(loss) * len(labels)
+                    totals[stage] += float(loss) * len(labels)
                 chosen.append(mine.output.logits.argmax(dim=1))
                 taught.append(said[0].output.logits.argmax(dim=1))
         student.train(training)

@@ -264,8 +264,8 @@ class Recipe:
         if not holders:
             raise ValueError(homeless(key, f"the recipe {self}"))
         found = []
-        for place, stage in enumerate(self.stages, 1):
-            if number in (None, place) and part in stage.declared and (over or part not in dict(stage.settings)):
+        for at, stage in enumerate(self.stages, 1):
+            if number in (None, at) and part in stage.declared and (over or part not in dict(stage.settings)):
                 stage = replace(stage, settings=tuple({**dict(stage.settings), part: value}.items()))
             found.append(stage)
         return replace(self, stages=tuple(found))
@@ -362,8 +362,8 @@ def split_total(recipe: Recipe, total: int, shares: Sequence[float] | None = Non
     exact = [total * part / sum(parts) for part in parts]
     each = [int(one) for one in exact]
     # rests that are equal but for rounding are equal
-    for place in sorted(range(count), key=lambda k: (round(each[k] - exact[k], 9), k))[: total - sum(each)]:
-        each[place] += 1
+    for longer in sorted(range(count), key=lambda k: (round(each[k] - exact[k], 9), k))[: total - sum(each)]:
+        each[longer] += 1
     if min(each) < 1:
         raise ValueError(f"each stage needs at least 1 epoch, but got epochs_total={total} for {count} stages")
     for number, epochs in enumerate(each, 1):

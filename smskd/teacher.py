@@ -132,7 +132,7 @@ class _Table:
 
     def __init__(self, rows: int, probe: Sequence[Tensor], folder: Path | None, name: str) -> None:
         shapes = [(rows, *t.shape[1:]) for t in probe]
-        files = [] if folder is None else [folder / f"{name}-{place}" for place in range(len(probe) + 1)]
+        files = [] if folder is None else [folder / f"{name}-{column}" for column in range(len(probe) + 1)]
         try:
             for file, shape in zip(files, [*shapes, (rows,)], strict=bool(files)):
                 _reserve(file, 4 * math.prod(shape))

@@ -130,7 +130,7 @@ def build(task: Task) -> Method:
     student, teacher = ([maps.shape[1] for maps in _levels(view)] for view in (task.student, task.teacher))
     width = min(_MAX_WIDTH, student[0])
     fusions = [
-        Fusion(channels_in, width, channels_out, fuse=place > 0)
-        for place, (channels_in, channels_out) in enumerate(zip(student, teacher, strict=False))
+        Fusion(channels_in, width, channels_out, fuse=depth > 0)
+        for depth, (channels_in, channels_out) in enumerate(zip(student, teacher, strict=False))
     ]
     return ReviewKD(task.settings, fusions)

@@ -139,10 +139,10 @@ def _chain(network: nn.Module) -> dict[str, nn.Module]:
 def _head(network: nn.Module) -> nn.Module:
     """The last layer, or the dropout right before it."""
     leaves = [module for module in network.modules() if not any(module.children())]
-    place = max(k for k, leaf in enumerate(leaves) if isinstance(leaf, nn.Linear | nn.Conv2d))
-    before = leaves[place - 1]
+    last = max(k for k, leaf in enumerate(leaves) if isinstance(leaf, nn.Linear | nn.Conv2d))
+    before = leaves[last - 1]
     if not isinstance(before, nn.Dropout):
-        return leaves[place]
+        return leaves[last]
     before.inplace = False  # it would write over the embedding
     return before
 
