@@ -270,7 +270,7 @@ def _check_writable(key: str, where: str | Path) -> None:
             pass
     except OSError as error:
         told = error.strerror or str(error)
-        raise ValueError(f"{key}={where} can't be written to: {told}; choose another one") from error
+        raise ValueError(f"{key}={where} can't be written to: {told}; choose another place") from error
 
 
 def _write(folder: Path, pairs: Sequence[str]) -> None:
