@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from statistics import fmean, median
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from search.config import Config
-from smskd.recipe import Recipe
+from smskd.recipe import Defaults, Recipe
+from smskd.settings import Value
 
+NOTHING: Mapping[str, int] = MappingProxyType({})
 # An infinite space is drawn from so often, to see how much its draws share.
 _DRAWS = 10
 # What an estimate is taken to be off by at least, either way.
@@ -24,6 +28,8 @@ BUSY_SHARE = 0.85
 RAY_START_S, WORKERS_START_S, TRIAL_S, FILES_S = 4.0, 2.5, 0.1, 2.0
 # Of a run's folder: page and study of an empty search, and what each training adds; measured on default runs.
 _FOLDER_BYTES, _TRAINING_BYTES = 1_100_000, 3_000
+# Training settings that say how many steps there are, and at which rate; a step takes as long whatever they are.
+_OF_THE_COURSE = frozenset({"epochs", "warmup_epochs", "batch_size", "schedule", "milestones"})
 
 
 class Between(NamedTuple):
@@ -33,29 +39,56 @@ class Between(NamedTuple):
     mid: float
     high: float
 
+    @classmethod
+    def over(cls, values: Iterable[float | Between]) -> Between:
+        """The mean of several, from the lowest to the highest."""
+        found = [one if isinstance(one, Between) else Between(one, one, one) for one in values]
+        return cls(min(v.low for v in found), fmean(v.mid for v in found), max(v.high for v in found))
+
+    @classmethod
+    def total(cls, values: Iterable[Between]) -> Between:
+        """The sum, as if all were high, or low, together."""
+        return cls(*map(sum, zip(*values, strict=True)))
+
 
 class Kind(NamedTuple):
     """What decides how long a step of a stage takes, beside networks and data.
 
     anchor: None: not anchored. weighted: the teacher is asked for the anchor's weights. teachers: how many are asked.
+    settings: those that change what is computed. That is told by their type: a number with a fraction scales something
+    (a weight, a temperature, a rate), which takes as long at any value but 0, at which it may be left out; a whole
+    number counts something or picks a layer, and a name picks a way. So ranges over the former add no kinds.
     """
 
     methods: tuple[str, ...]
     anchor: str | None
     weighted: bool
     teachers: int
+    batch_size: int
+    settings: tuple[tuple[str, Value], ...] = ()
+
+    def steps(self, images: int) -> int:
+        """Of an epoch; an incomplete last batch is left out."""
+        return images // min(self.batch_size, images)
 
 
-def kind(recipe: Recipe, number: int) -> Kind:
-    """Of a recipe's stage by number, from 1."""
-    anchored = number > 1 and recipe.anchored
+def kind(recipe: Recipe, number: int, defaults: Defaults) -> Kind:
+    """Of a recipe's stage by number, from 1. defaults: the pair's, by flat key."""
+    stage, anchored = recipe.stages[number - 1], number > 1 and recipe.anchored
     weighted = anchored and recipe.weighting != "fixed"
-    methods = recipe.stages[number - 1].distils
-    return Kind(methods, recipe.anchor if anchored else None, weighted, recipe.teachers if methods or weighted else 0)
-
-
-# A stage as the store tells it apart, but for the seed: id of the recipe it ends, and the epochs of that one's stages.
-Unit = tuple[str, tuple[int, ...]]
+    values = stage.resolved(defaults)
+    return Kind(
+        methods=stage.distils,
+        anchor=recipe.anchor if anchored else None,
+        weighted=weighted,
+        teachers=recipe.teachers if stage.distils or weighted else 0,
+        batch_size=values["batch_size"],
+        settings=tuple(
+            (key, value)
+            for key, value in values.items()
+            if key not in _OF_THE_COURSE and (value == 0 or not isinstance(value, float))
+        ),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,45 +97,29 @@ class Timing:
 
     steps: a step's, once for each timed epoch. setup: of a stage, before its first step. around: of a stage, outside of
     its training (evaluation, the store, what is recorded). reused: of a stage that comes from the store instead.
-    size: bytes on disk of its entry in the store. flops: of an epoch. tables: which of the teacher's it fills.
+    size: bytes on disk of its entry in the store. flops: of an epoch; flops_once: of a stage, beside them. tables: of
+    the teacher, those that it fills.
     """
 
     steps: tuple[float, ...]
-    setup: float
-    around: float
-    reused: float
-    size: int
-    flops: float
-    tables: frozenset[str]
+    setup: float = 0.0
+    around: float = 0.0
+    reused: float = 0.0
+    size: int = 0
+    flops: float = 0.0
+    flops_once: float = 0.0
+    tables: frozenset[str] = frozenset()
 
-    def seconds(self, epochs: int, steps: int) -> Between:
-        """Of a stage's training, of so many epochs of so many steps."""
-        return Between(
-            *(self.setup + epochs * steps * step for step in (min(self.steps), median(self.steps), max(self.steps)))
-        )
+    def seconds(self, steps: int) -> Between:
+        """Of a stage's training, of so many steps in all."""
+        return Between(*(self.setup + steps * step for step in (min(self.steps), median(self.steps), max(self.steps))))
 
 
 def merged(timings: Sequence[Timing]) -> Timing:
     """Several of one kind as one: all steps, the mean of the rest."""
-    mean = {name: fmean(getattr(t, name) for t in timings) for name in ("setup", "around", "reused", "flops")}
-    first = timings[0]
-    return Timing(steps=tuple(s for t in timings for s in t.steps), size=first.size, tables=first.tables, **mean)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What a rehearsal is to find out.
-
-    settings: as smskd.pipeline.prepare takes them, with the device. recipes: whose stages are to be timed. looked_up:
-    recipes, with the epochs of their stages, that the store is asked for, with each of `seeds`. scratch: a folder of
-    the disk that the store is on.
-    """
-
-    settings: Mapping[str, Any]
-    recipes: Sequence[Recipe]
-    looked_up: Sequence[tuple[Recipe, tuple[int, ...]]]
-    seeds: Sequence[int]
-    scratch: Path
+    names = ("setup", "around", "reused")
+    mean: dict[str, Any] = {name: fmean(getattr(t, name) for t in timings) for name in names}
+    return dataclasses.replace(timings[0], steps=tuple(s for t in timings for s in t.steps), **mean)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +128,10 @@ class Rehearsal:
 
     kinds: by kind of stage. teacher: of the teacher's own training. prepare: seconds until a process can begin with its
     first trial, imports not counted. share: of its cores, that the process had while it timed steps. test: seconds of a
-    look at the test split. steps: of an epoch; timed: of an epoch here. images: in the training split. views: how many
-    an image has. fills: seconds that the teacher takes for one image, where a table keeps the answer, by table. held:
-    how many of the seeds the store has a stage of. teachers: which the store has, by place, or that a file has.
+    look at the test split. timed: steps of an epoch here, at most. images: in the training split. views: how many an
+    image has. fills: seconds that the teacher takes for one image, where a table keeps the answer, by table. held: how
+    many of the seeds the store has a stage of, by the id of the recipe that ends with it. teachers: which the store
+    has, by number, or that a file has.
     """
 
     kinds: Mapping[Kind, Timing]
@@ -121,32 +139,33 @@ class Rehearsal:
     prepare: float
     share: float
     test: float
-    steps: int
     timed: int
     images: int
     views: int
     fills: Mapping[str, float]
-    held: Mapping[Unit, int]
+    held: Mapping[str, int]
     teachers: frozenset[int]
 
 
 def together(found: Sequence[Rehearsal]) -> Rehearsal:
     """What processes side by side found, as one; what the store has was told to the first alone."""
-    first = found[0]
-    return Rehearsal(
-        kinds={one: merged([each.kinds[one] for each in found]) for one in first.kinds},
+    names = ("prepare", "share", "test")
+    mean: dict[str, Any] = {name: fmean(getattr(each, name) for each in found) for name in names}
+    return dataclasses.replace(
+        found[0],
+        kinds={one: merged([each.kinds[one] for each in found]) for one in found[0].kinds},
         teacher=merged([each.teacher for each in found]),
-        prepare=fmean(each.prepare for each in found),
-        share=fmean(each.share for each in found),
-        test=fmean(each.test for each in found),
-        steps=first.steps,
-        timed=first.timed,
-        images=first.images,
-        views=first.views,
-        fills={name: fmean(each.fills.get(name, 0.0) for each in found) for name in first.fills},
-        held=first.held,
-        teachers=first.teachers,
+        fills={name: fmean(each.fills[name] for each in found) for name in found[0].fills},
+        **mean,
     )
+
+
+class Part(NamedTuple):
+    """A stage of a recipe. unit: the stage as the store tells it apart, but for the seed: id of the recipe it ends."""
+
+    unit: str
+    kind: Kind
+    epochs: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,54 +185,47 @@ class Work:
         """Stage runs, if every recipe trained all of its own."""
         return self.config.seeds * sum(len(recipe.stages) for recipe in self.finished)
 
-    @property
-    def units(self) -> dict[Unit, Kind]:
-        """Stages of one seed, each once, in the order of training."""
-        return {unit: one for recipe in self.trials for unit, one in self.stages(recipe)}
-
-    def stages(self, recipe: Recipe) -> list[tuple[Unit, Kind]]:
-        """Of one recipe."""
-        epochs = tuple(self.config.stage_epochs(len(recipe.stages)))
-        return [((prefix.id, epochs[:k]), kind(recipe, k)) for k, prefix in enumerate(recipe.prefixes(), 1)]
+    @cached_property
+    def parts(self) -> dict[str, list[Part]]:
+        """The stages of each recipe, by its id."""
+        defaults = self.config.experiment.defaults
+        return {
+            recipe.id: [
+                Part(prefix.id, kind(recipe, number, defaults), epochs)
+                for number, (prefix, epochs) in enumerate(
+                    zip(recipe.prefixes(), self.config.epochs(recipe), strict=True), 1
+                )
+            ]
+            for recipe in (*self.trials, *self.finished)
+        }
 
 
 def courses(config: Config) -> list[Work]:
     """What the search may run: one course where that is certain, else several, drawn at random.
 
     Raises:
-        ValueError: the sampler doesn't fit the space, or the space has too many points, or too few epochs.
+        ValueError: the sampler doesn't fit the space; or as search.draws.look.
     """
     import optuna
 
-    import spaces
-    from search.study import Study, enumerate_space
+    from search.draws import look
+    from search.study import Design, Goal, Study
 
-    module, menu = spaces.load(config.space), config.menu
-
-    def space(trial: spaces.Trial) -> Recipe:
-        found: Recipe = module.suggest(trial, menu)
-        return found
-
-    points = enumerate_space(space)
-    if points is not None:
-        every = [recipe for _, recipe in points.values()]
-        config.stage_epochs(max(len(recipe.stages) for recipe in every))
-        limit = len(every) if config.trials is None else min(len(every), config.trials)
-        if limit == len(every) or config.sampler in (None, "exhaustive"):
-            return [Work(config=config, trials=every[:limit], finished=every[:limit])]
+    scope = look(config.search_space())
+    if scope.points is not None:
+        limit = min(config.trials or len(scope.recipes), len(scope.recipes))
+        if limit == len(scope.recipes) or config.sampler in (None, "exhaustive"):
+            return [Work(config=config, trials=scope.recipes[:limit], finished=scope.recipes[:limit])]
     found = []
     for draw in range(_DRAWS):
-        study = Study(
-            space=space,
-            storage=optuna.storages.InMemoryStorage(),
-            identity={},
+        design = Design(
             seeds=config.search_seeds,
             sampler="exhaustive" if config.sampler == "exhaustive" else "random",
             trials=config.trials,
             seed=draw,
-            objective=lambda record: (0.0, 0.0),
-            prefixes=config.epochs_total is None,
         )
+        storage = optuna.storages.InMemoryStorage()
+        study = Study(scope, storage, identity={}, goal=Goal(values=lambda record: (0.0, 0.0)), design=design)
         asked = list(iter(study.ask, None))
         finished = [claim for one in asked for claim in one.claims]
         found.append(Work(config=config, trials=[one.recipe for one in asked], finished=finished))
@@ -222,23 +234,24 @@ def courses(config: Config) -> list[Work]:
 
 def to_rehearse(works: Iterable[Work]) -> list[Recipe]:
     """Few recipes that have all kinds of stage of all courses."""
-    recipes = {recipe.id: recipe for work in works for recipe in work.trials}
-    unseen = {one for work in works for one in work.units.values()}
+    recipes = {recipe.id: (recipe, work.parts[recipe.id]) for work in works for recipe in work.trials}
+    seen: set[Kind] = set()
     chosen = []
-    for recipe in sorted(recipes.values(), key=lambda recipe: -len(recipe.stages)):
-        new = [k for k in range(1, len(recipe.stages) + 1) if kind(recipe, k) in unseen]
+    for recipe, parts in sorted(recipes.values(), key=lambda one: -len(one[1])):
+        new = [number for number, part in enumerate(parts) if part.kind not in seen]
         if new:
-            chosen.append(recipe.prefixes()[new[-1] - 1])
-            unseen -= {kind(recipe, k) for k in new}
+            chosen.append(recipe.prefixes()[new[-1]])
+            seen |= {part.kind for part in parts[: new[-1] + 1]}
     return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one course, or of one phase of it. device: seconds on devices, training alone. jobs: seconds of each trial,
-    in order. once: seconds of what each worker does before its trials, and what they wait for together.
+    """Of one phase of a course. recipes: how many. device: seconds on devices, training alone. jobs: seconds of each
+    trial, in order. once: seconds of what each worker does before its trials, and what they wait for together.
     """
 
+    recipes: int
     stage_runs: int
     device: Between
     jobs: Sequence[float]
@@ -246,84 +259,95 @@ class Cost:
     disk: float
 
 
-def search_cost(work: Work, found: Rehearsal, *, slots: int, known: frozenset[str], left: bool) -> Cost:
-    """Of the search's phase. left: without what the store has, and without `known`, ids of finished recipes."""
-    trials = [recipe for recipe in work.trials if not (left and recipe.id in known)]
-    seeds = range(work.config.seeds)
-    there = {(unit, seed) for unit, count in found.held.items() for seed in range(count)} if left else set()
-    more = max((recipe.teachers for recipe in trials), default=0)
-    missing = [place for place in range(more) if place not in found.teachers]
-    epochs = work.config.teacher_epochs or work.config.networks.teacher_epochs
-    teachers = len(missing) * (found.teacher.seconds(epochs, found.steps).mid + found.teacher.around)
-    cost = _cost(work, trials, seeds, found, slots=slots, there=there, test=False)
-    disk = _FOLDER_BYTES + _TRAINING_BYTES * len(work.finished) * work.config.seeds + len(missing) * found.teacher.size
-    return Cost(
-        stage_runs=cost.stage_runs, device=cost.device, jobs=cost.jobs, once=cost.once + teachers, disk=cost.disk + disk
+def teacher_seconds(config: Config, found: Rehearsal, wanted: int) -> float:
+    """What the teachers take that are still to be trained, of so many."""
+    made = config.experiment.teacher_training
+    steps = made.epochs * (found.images // min(made.batch_size, found.images))
+    return len(set(range(wanted)) - found.teachers) * (found.teacher.seconds(steps).mid + found.teacher.around)
+
+
+def search_cost(
+    work: Work, found: Rehearsal, *, slots: int, known: Collection[str] = (), held: Mapping[str, int] = NOTHING
+) -> Cost:
+    """Of the search's phase, without `known`, ids of finished recipes, and what the store has (as in Rehearsal)."""
+    trials = [recipe for recipe in work.trials if recipe.id not in known]
+    wanted = max((recipe.teachers for recipe in trials), default=0)
+    missing = len(set(range(wanted)) - found.teachers)
+    cost = _cost(work, trials, work.config.seeds, found, slots=slots, held=held)
+    rows = len(work.finished) * work.config.seeds
+    return dataclasses.replace(
+        cost,
+        once=cost.once + teacher_seconds(work.config, found, wanted),
+        disk=cost.disk + _FOLDER_BYTES + _TRAINING_BYTES * rows + missing * found.teacher.size,
     )
 
 
-def confirm_cost(work: Work, found: Rehearsal, *, slots: int) -> tuple[int, Cost]:
-    """How many recipes are confirmed at most, and what that costs."""
-    members = confirmable(work, found)
-    return len(members), _cost(work, members, range(work.config.confirm), found, slots=slots, there=set(), test=True)
+def confirm_cost(work: Work, found: Rehearsal, *, slots: int) -> Cost:
+    """Of the confirmation, at most."""
+    return _cost(work, confirmable(work, found), work.config.confirm, found, slots=slots, test=found.test)
 
 
 def confirmable(work: Work, found: Rehearsal) -> list[Recipe]:
-    """The largest front there can be, and the baseline, which is confirmed with it.
+    """The largest front there can be, and the baseline, which is confirmed with it; shortest first.
 
     Of recipes that cost the same, one at most is on a front, but for ties in accuracy; the longest counts here. Seconds
     never tie; parameters and latency are the student's and always do.
     """
-    if work.config.comparison or "seconds" in work.config.costs:
-        return list(work.finished)
-    by_cost: dict[str, Recipe] = {}
-    for recipe in sorted(work.finished, key=lambda recipe: len(recipe.stages)):
-        flops = sum(found.kinds[one].flops * spent[-1] for (_, spent), one in work.stages(recipe))
-        by_cost[f"{flops:.9g}" if "flops" in work.config.costs else ""] = recipe
-    single = [recipe for recipe in work.finished if len(recipe.stages) == 1]
-    baseline = next((recipe for recipe in single if recipe.notation == "kd"), single[0] if single else None)
-    members = {recipe.id: recipe for recipe in [*by_cost.values(), *([baseline] if baseline else [])]}
-    return sorted(members.values(), key=lambda recipe: len(recipe.stages))
+    shortest_first = sorted(
+        work.finished, key=lambda one: (len(one.stages), sum(part.epochs for part in work.parts[one.id]))
+    )
+    if work.config.comparison or "seconds" in work.config.cost:
+        return shortest_first
+    by_cost: dict[str, str] = {}
+    for recipe in shortest_first:
+        spent = [(found.kinds[part.kind], part.epochs) for part in work.parts[recipe.id]]
+        flops = sum(timing.flops * epochs + timing.flops_once for timing, epochs in spent)
+        by_cost[f"{flops:.9g}" if "flops" in work.config.cost else ""] = recipe.id
+    single = [recipe for recipe in shortest_first if len(recipe.stages) == 1]
+    of_kd = sorted((recipe for recipe in single if recipe.path == "kd"), key=lambda recipe: len(str(recipe)))
+    members = {*by_cost.values(), *(recipe.id for recipe in (of_kd or single)[:1])}
+    return [recipe for recipe in shortest_first if recipe.id in members]
 
 
 def _cost(
     work: Work,
     trials: Sequence[Recipe],
-    seeds: Iterable[int],
+    seeds: int,
     found: Rehearsal,
     *,
     slots: int,
-    there: set[tuple[Unit, int]],
-    test: bool,
+    held: Mapping[str, int] = NOTHING,
+    test: float = 0.0,
 ) -> Cost:
+    """held: for how many seeds a stage is there. test: seconds after each trial."""
+    there = {(unit, seed) for unit, count in held.items() for seed in range(count)}
     done = set(there)
-    low = mid = high = disk = 0.0
-    jobs, asked = [], dict.fromkeys(found.fills, 0)
-    for recipe, seed in itertools.product(trials, seeds):
-        job = TRIAL_S + found.test * test
-        for unit, one in work.stages(recipe):
-            timing, spent = found.kinds[one], unit[1][-1]
-            if (unit, seed) in done:
+    spent: list[Between] = []
+    jobs, disk, asked = [], 0.0, dict.fromkeys(found.fills, 0)
+    for recipe, seed in itertools.product(trials, range(seeds)):
+        job = TRIAL_S + test
+        for part in work.parts[recipe.id]:
+            timing = found.kinds[part.kind]
+            if (part.unit, seed) in done:
                 job += timing.reused
                 continue
-            done.add((unit, seed))
-            seconds = timing.seconds(spent, found.steps)
-            low, mid, high = low + seconds.low, mid + seconds.mid, high + seconds.high
+            done.add((part.unit, seed))
+            spent.append(timing.seconds(part.epochs * part.kind.steps(found.images)))
             disk += timing.size
-            job += seconds.mid + timing.around
-            for table in timing.tables:
-                asked[table] += spent
+            job += spent[-1].mid + timing.around
+            for table in timing.tables & asked.keys():
+                asked[table] += part.epochs
         jobs.append(job)
     fills = sum(
         slots * found.images * found.views * (1 - (1 - 1 / found.views) ** (asked[table] / slots)) * seconds
         for table, seconds in found.fills.items()
     )
+    low, mid, high = Between.total([Between(0, 0, 0), *spent])
     # where others keep the cores busy now, the least is what the same steps take without them
-    low, high = (
-        min(low, (1 - _LEAST_SPREAD) * mid * min(1.0, found.share / BUSY_SHARE)),
-        max(high, (1 + _LEAST_SPREAD) * mid),
-    )
+    low = min(low, (1 - _LEAST_SPREAD) * mid * min(1.0, found.share / BUSY_SHARE))
+    high = max(high, (1 + _LEAST_SPREAD) * mid)
     return Cost(
+        recipes=len(trials),
         stage_runs=len(done) - len(there),
         device=Between(low + fills, mid + fills, high + fills),
         jobs=jobs,
@@ -346,24 +370,6 @@ def wall(costs: Sequence[Cost], slots: int) -> float:
     jobs = [job for one in rounds for job in one if job is not None]
     once = sum(cost.once for cost in costs) / min(slots, len(costs))
     return WORKERS_START_S + once + makespan(jobs, slots) if jobs else 0.0
-
-
-def range_of(values: Iterable[float]) -> Between:
-    """The mean, from the lowest to the highest."""
-    found = list(values)
-    return Between(min(found), fmean(found), max(found))
-
-
-def spread(values: Iterable[Between]) -> Between:
-    """Of several courses: the mean, from the lowest to the highest."""
-    found = list(values)
-    return Between(min(v.low for v in found), fmean(v.mid for v in found), max(v.high for v in found))
-
-
-def total(values: Iterable[Between]) -> Between:
-    """Of several pairs, as if all were high, or low, together."""
-    low, mid, high = (sum(ends) for ends in zip(*values, strict=True))
-    return Between(low, mid, high)
 
 
 def detectable(sd: float, recipes: int, seeds: int) -> float | None:

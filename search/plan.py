@@ -6,36 +6,33 @@ started. What was estimated is left in the run's folder, so that the run can say
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rich import filesize
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
 from search import config as configs
-from search import storages
+from search import estimate, plan_file, storages
 from search.config import Config, cores
+from search.estimate import BUSY_SHARE, Between, Cost, Rehearsal, Work
 from smskd import store
 
-if TYPE_CHECKING:
-    from search.estimate import Between, Cost, Rehearsal, Task, Work
-
 DONE, BAD_INPUT, NOTHING, INTERRUPTED = 0, 2, 4, 130
-FILE = "plan.json"
-_SCHEMA = 1
 # In points: of one training over its seed, where no run tells it.
 _ASSUMED_SD = 0.2
 _POWER_AT = (5, 10)
@@ -46,7 +43,8 @@ _PLAIN_WIDTH = 120
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code."""
-    console = _console()
+    # as wide as the terminal; wide enough for the table where there is none
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
     if any(word in ("--help", "-h", "help") for word in argv):
         console.print(
             "What a search would train, how long that would take, and what it could tell. Nothing is started.\n\n"
@@ -70,33 +68,33 @@ def main(argv: Sequence[str]) -> int:
         return _complain(error, NOTHING)
 
 
-def read(folder: Path) -> dict[str, Any] | None:
-    """The plan that was left in a run's folder; None if there is none that can be read."""
-    try:
-        plan = json.loads((folder / FILE).read_bytes())
-        return dict(plan) if plan["schema"] == _SCHEMA else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What one course of a search would take.
+
+    whole, left: of the search's phase, all of it, and without what is there already. confirm: of the confirmation, at
+    most.
+    """
+
+    work: Work
+    whole: Cost
+    left: Cost
+    confirm: Cost
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What was found of one pair.
 
-    works: the courses that its search may take. slots: trials side by side; processes: how many timed the steps.
-    whole, left: of the search's phase, a cost for each course: all of it, and without what is there already.
-    confirm: of each course, recipes at most, and their cost. sd: in points, of the run `sd_from`, or assumed.
+    courses: those that its search may take. slots: trials side by side; processes: how many timed the steps.
+    sd: in points, of the run `sd_from`, or assumed.
     """
 
     config: Config
-    works: Sequence[Work]
+    courses: Sequence[Course]
     found: Rehearsal
     slots: int
     processes: int
-    gpu: bool
-    whole: Sequence[Cost]
-    left: Sequence[Cost]
-    confirm: Sequence[tuple[int, Cost]]
     sd: float
     sd_from: str | None
 
@@ -108,42 +106,29 @@ def _plan(config: Config) -> Plan:
         ValueError: a setting, data or teacher doesn't fit; as search.run.
         RuntimeError: a timing process died.
     """
-    from search import estimate
-
     config.check_built_in()
     gpus = _gpus(config)
     config.check_resources(cores=cores(), gpus=gpus)
-    each = (min(1.0, gpus) if config.gpus is None else config.gpus) or 0.0
-    slots = max(1, int(min(cores() / config.cpus, gpus / each if each else math.inf)))
+    each = min(1.0, gpus) if config.gpus is None else config.gpus
+    slots = max(1, int(min(cores() / (config.cpus or 1.0), gpus / each if each else math.inf)))
     processes = min(_MOST_PROCESSES, max(1, int(1 / each)) if each else slots, slots)
     known = _known(config)
     works = estimate.courses(config)
-    certain = works[0] if len(works) == 1 else None
-    looked_up = (
-        [(recipe, tuple(config.stage_epochs(len(recipe.stages)))) for recipe in certain.trials] if certain else []
-    )
-    task = estimate.Task(
-        settings=config.pipeline | {"device": "cuda" if each else "cpu"},
-        recipes=estimate.to_rehearse(works),
-        looked_up=looked_up,
-        seeds=config.search_seeds,
-        scratch=_existing(store.folder(config.store)),
-    )
-    found = estimate.together(_rehearse(task, processes, threads=max(1, int(config.cpus))))
+    looked_up = works[0].trials if len(works) == 1 else ()
+    with tempfile.TemporaryDirectory(prefix=".smskd-plan-", dir=_existing(store.folder(config.store))) as scratch:
+        what = config, "cuda" if each else "cpu", estimate.to_rehearse(works), looked_up
+        found = estimate.together(_rehearse(what, processes, Path(scratch)))
+    courses = [
+        Course(
+            work=work,
+            whole=estimate.search_cost(work, found, slots=slots),
+            left=estimate.search_cost(work, found, slots=slots, known=known, held=found.held),
+            confirm=estimate.confirm_cost(work, found, slots=slots),
+        )
+        for work in works
+    ]
     sd, sd_from = _pilot(config)
-    return Plan(
-        config=config,
-        works=works,
-        found=found,
-        slots=slots,
-        processes=processes,
-        gpu=bool(each),
-        whole=[estimate.search_cost(work, found, slots=slots, known=known, left=False) for work in works],
-        left=[estimate.search_cost(work, found, slots=slots, known=known, left=True) for work in works],
-        confirm=[estimate.confirm_cost(work, found, slots=slots) for work in works],
-        sd=sd,
-        sd_from=sd_from,
-    )
+    return Plan(config=config, courses=courses, found=found, slots=slots, processes=processes, sd=sd, sd_from=sd_from)
 
 
 def _gpus(config: Config) -> int:
@@ -161,12 +146,11 @@ def _known(config: Config) -> frozenset[str]:
     Raises:
         ValueError: the study is of another search, as search.run says.
     """
-    from search import study
-
-    storage, file = config.storage, config.folder / "study.db"
-    if storage is None and not file.is_file():
+    if config.storage is None and not (config.folder / "study.db").is_file():
         return frozenset()
-    return study.finished(storages.url(storage, config.folder), config.identity)
+    from search import study_file  # Optuna takes half a second to import
+
+    return study_file.finished(storages.url(config.storage, config.folder), config.identity)
 
 
 def _pilot(config: Config) -> tuple[float, str | None]:
@@ -183,7 +167,7 @@ def _pilot(config: Config) -> tuple[float, str | None]:
             table = results.read(folder)
         except (ValueError, OSError):
             continue
-        same = (table["pair"] == config.pair) & (table["data"] == config.data) & (table["phase"] == "search")
+        same = (table["pair"] == config.pair) & (table["data"] == config.experiment.data) & (table["phase"] == "search")
         rows = table[same & table["val_accuracy"].notna()]
         spread = pooled_sd(values.tolist() for _, values in rows.groupby("recipe_id")["val_accuracy"])
         if spread.sd:
@@ -193,97 +177,58 @@ def _pilot(config: Config) -> tuple[float, str | None]:
 
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest above it that is there and can be written to; else the system's for such files."""
-    import tempfile
-
     near = next(path for path in (folder, *folder.parents) if path.is_dir())
     return near if os.access(near, os.W_OK) else Path(tempfile.gettempdir())
 
 
-def _rehearse(task: Task, processes: int, *, threads: int) -> list[Rehearsal]:
-    """What processes side by side find, since trials side by side slow each other down.
+def _rehearse(what: tuple[Any, ...], processes: int, scratch: Path) -> list[Rehearsal]:
+    """What processes side by side find, since trials side by side slow each other down. what: for `rehearse`.
 
     Raises:
         ValueError: what is wrong with data or teacher.
         RuntimeError: a process died.
     """
     os.environ.update(OMP_WAIT_POLICY="PASSIVE", OMP_NUM_THREADS="1")
-    context = multiprocessing.get_context("spawn")
-    started = []
     heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is ours to tell; they inherit that
     try:
-        for number in range(processes):
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_run, args=(task, theirs, threads, number == 0))
-            process.start()
-            theirs.close()
-            started.append((process, ours))
-        signal.signal(signal.SIGINT, heard)
-        found = []
-        for process, ours in started:
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+            started = [pool.submit(_answer, *what, scratch / str(number)) for number in range(processes)]
+            signal.signal(signal.SIGINT, heard)
             try:
-                told = ours.recv()
-            except EOFError:
-                process.join()
-                raise RuntimeError(f"a process that timed steps ended with exit code {process.exitcode}") from None
-            if isinstance(told, Exception):
-                raise told
-            found.append(told)
-            process.join()
-        return found
+                return [one.result() for one in started]
+            except BaseException:
+                for process in multiprocessing.active_children():
+                    process.kill()
+                raise
+    except BrokenProcessPool:
+        raise RuntimeError("a process that timed steps was killed, or ran out of memory") from None
     finally:
         signal.signal(signal.SIGINT, heard)
-        for process, _ in started:
-            process.terminate()
-            process.join()
 
 
-def _run(task: Task, answer: Connection, threads: int, first: bool) -> None:
-    """In a process of its own. first: look into the store, too."""
+def _answer(*what: Any) -> Rehearsal:
+    """In a process of its own. What it raises can be told to another."""
+    from search import rehearsal  # imports torch
 
-    def end(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        sys.exit(number)  # on the way out the scratch folder is removed
-
-    signal.signal(signal.SIGTERM, end)
-    import dataclasses
-
-    import torch
-
-    from search import rehearsal
-
-    torch.set_num_threads(threads)
     try:
-        answer.send(rehearsal.rehearse(task if first else dataclasses.replace(task, looked_up=())))
+        return rehearsal.rehearse(*what)
     except (ValueError, OSError) as error:
-        answer.send(ValueError(str(error)))
+        raise ValueError(str(error)) from None
     except Exception as error:
-        answer.send(RuntimeError(f"the timed steps failed: {type(error).__name__}: {error}"))
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to remove
-
-
-def _console() -> Console:
-    """As wide as the terminal; wide enough for the table where there is none."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+        raise RuntimeError(f"the timed steps failed: {type(error).__name__}: {error}") from None
 
 
 def _report(console: Console, plans: Sequence[Plan], argv: Sequence[str]) -> None:
     """Print it, and leave in each run's folder what it is compared with."""
+    from reports.text import duration
     from search.progress import fitted
 
     first, many = plans[0], len(plans) > 1
     pairs = [plan.config.networks for plan in plans]
     parts = [[plan] for plan in plans] + ([list(plans)] if many else [])
     titles = [f"{pair.teacher.name} → {pair.student.name}" for pair in pairs] + ["total"]
-    names = [
-        "pair",
-        "recipes",
-        "seeds",
-        "stage\nruns",
-        "after\nsharing",
-        "device\ntime",
-        f"wall,\n{first.slots} at once",
-        "disk",
-    ]
+    slots = f"wall,\n{first.slots} at once"
+    names = ["pair", "recipes", "seeds", "stage\nruns", "after\nsharing", "device\ntime", slots, "disk"]
     for ranges in (True, False):  # without them where a terminal is narrow
         rows = [[title, *_row(some, ranges=ranges)] for title, some in zip(titles, parts, strict=False)]
         table = fitted(names, rows, console.width, left=(0,), flexible=(0,))
@@ -297,7 +242,9 @@ def _report(console: Console, plans: Sequence[Plan], argv: Sequence[str]) -> Non
     for plan in plans:
         for line in _notes(plan):
             _say(console, f"{plan.config.pair}: {line}" if many else line)
-    _say(console, _in_all(plans))
+    half = " and half of the confirmation" if first.config.confirm and not first.config.comparison else ""
+    wall = duration(_command_wall(plans))
+    _say(console, f"The whole command, with what is left of the search{half}: ~{wall} of wall.")
     left = [os.path.relpath(_leave(plan, _command_wall(plans))) for plan in plans]
     _say(console, f"Kept for the run to compare with: {', '.join(left)}.")
     again = storages.hidden(shlex.join(["python", "-m", "search.run", *argv]))
@@ -307,26 +254,23 @@ def _report(console: Console, plans: Sequence[Plan], argv: Sequence[str]) -> Non
 def _row(plans: Sequence[Plan], *, ranges: bool) -> tuple[str, ...]:
     """Of a pair, or of all."""
     from reports.text import MINUS, duration
-    from search.estimate import range_of, spread, total
 
-    recipes = total(range_of(len(work.finished) for work in plan.works) for plan in plans)
-    unshared = total(range_of(work.unshared for work in plan.works) for plan in plans)
-    shared = total(range_of(cost.stage_runs for cost in plan.whole) for plan in plans)
+    unshared = _sum(plans, lambda course: course.work.unshared)
+    shared = _sum(plans, lambda course: course.whole.stage_runs)
     return (
-        _count(recipes, ranges),
+        _count(_sum(plans, lambda course: len(course.work.finished)), ranges),
         str(plans[0].config.seeds),
         _count(unshared, ranges),
         f"{_count(shared, ranges)} ({MINUS}{round(100 * (1 - shared.mid / unshared.mid))} %)",
-        _between(total(spread(cost.device for cost in plan.whole) for plan in plans), ranges),
-        f"~{duration(_search_wall(plans, 'whole'))}",
-        _bytes(sum(fmean(cost.disk for cost in plan.whole) for plan in plans)),
+        _between(_sum(plans, lambda course: course.whole.device), ranges),
+        f"~{duration(_search_wall(plans, lambda course: course.whole))}",
+        filesize.decimal(round(_sum(plans, lambda course: course.whole.disk).mid)),
     )
 
 
 def _notes(plan: Plan) -> list[str]:
     """What is to be said of a pair beside its row."""
     from reports.text import TIMES, duration, number, plural
-    from search.estimate import BUSY_SHARE, detectable, range_of, spread
 
     config, found = plan.config, plan.found
     kinds, timed = len(found.kinds), min(len(timing.steps) for timing in found.kinds.values()) * found.timed
@@ -337,99 +281,74 @@ def _notes(plan: Plan) -> list[str]:
     if found.share < BUSY_SHARE:
         busy = f"they had {round(100 * found.share)} % of a core each, so that an idle machine is quicker"
         lines.append(f"Other work went on while the steps were timed: {busy}.")
-    if len(plan.works) > 1:
-        drawn = f"Means over {len(plan.works)} random draws of the space, from the lowest to the highest"
+    if len(plan.courses) > 1:
+        drawn = f"Means over {len(plan.courses)} random draws of the space, from the lowest to the highest"
         lines.append(f"{drawn}; a sampler that learns may choose longer recipes.")
-    missing = [place for place in _asked(plan) if place not in found.teachers]
-    if missing:
-        epochs = config.teacher_epochs or config.networks.teacher_epochs
-        seconds = len(missing) * (found.teacher.seconds(epochs, found.steps).mid + found.teacher.around)
-        which = "The teacher isn't" if len(missing) == 1 else f"{len(missing)} teachers aren't"
-        lines.append(f"{which} in the store: training adds ~{duration(seconds)}, of {plural(epochs, 'epoch')} each.")
-    held = plan.whole[0].stage_runs - plan.left[0].stage_runs
-    if held:
-        left = plan.left[0]
-        rest = (
-            f"{left.stage_runs:,} are left, {_between(left.device)}, ~{duration(_search_wall([plan], 'left'))} of wall"
-        )
+    asked = max(recipe.teachers for course in plan.courses for recipe in course.work.trials)
+    if missing := len(set(range(asked)) - found.teachers):
+        which = "The teacher isn't" if missing == 1 else f"{missing} teachers aren't"
+        epochs = plural(config.experiment.teacher_training.epochs, "epoch")
+        seconds = duration(estimate.teacher_seconds(config, found, asked))
+        lines.append(f"{which} in the store: training adds ~{seconds}, of {epochs} each.")
+    whole, left = plan.courses[0].whole, plan.courses[0].left
+    if held := whole.stage_runs - left.stage_runs:
+        wall = duration(_search_wall([plan], lambda course: course.left))
+        rest = f"{left.stage_runs:,} are left, {_between(left.device)}, ~{wall} of wall"
         lines.append(
-            f"{held:,} of the {plan.whole[0].stage_runs:,} stage runs are there already; "
+            f"{held:,} of the {whole.stage_runs:,} stage runs are there already; "
             + (f"{rest}." if left.stage_runs else "none is left to train.")
         )
     if config.confirm:
-        members = range_of(count for count, _ in plan.confirm)
-        device = spread(cost.device for _, cost in plan.confirm)
+        members = _count(_sum([plan], lambda course: course.confirm.recipes))
+        device = _sum([plan], lambda course: course.confirm.device)
         at_most = "" if config.comparison else " at most"
         lines.append(
-            f"Confirmation adds{at_most} {_count(members)} recipes {TIMES} {plural(config.confirm, 'fresh seed')}: "
-            f"{duration(device.mid)}, ~{duration(_confirm_wall([plan]))} of wall."
+            f"Confirmation adds{at_most} {members} recipes {TIMES} {plural(config.confirm, 'fresh seed')}: "
+            f"{duration(device.mid)}, ~{duration(_wall([plan], lambda course: course.confirm))} of wall."
         )
-    recipes = round(range_of(len(work.finished) for work in plan.works).mid)
-    seen = {n: detectable(plan.sd, recipes, n) for n in dict.fromkeys((config.seeds, *_POWER_AT))}
+    recipes = round(_sum([plan], lambda course: len(course.work.finished)).mid)
+    seen = {n: estimate.detectable(plan.sd, recipes, n) for n in dict.fromkeys((config.seeds, *_POWER_AT))}
     said = f"standard deviation {number(plan.sd)} points, " + (f"from {plan.sd_from}" if plan.sd_from else "assumed")
     shown = [f"{plural(n, 'seed')}: {'unknown' if value is None else f'{value:.2f}'}" for n, value in seen.items()]
     lines.append(f"Smallest difference of two recipes seen with 80 % power, in points: {', '.join(shown)} ({said}).")
     return lines
 
 
-def _in_all(plans: Sequence[Plan]) -> str:
-    """Wall of the whole command: with what is left, and half of the largest confirmation."""
-    from reports.text import duration
-
-    half = " and half of the confirmation" if plans[0].config.confirm and not plans[0].config.comparison else ""
-    return f"The whole command, with what is left of the search{half}: ~{duration(_command_wall(plans))} of wall."
+def _sum(plans: Sequence[Plan], of: Callable[[Course], float | Between]) -> Between:
+    """Of all pairs, from the lowest course of each to the highest."""
+    return Between.total(Between.over(of(course) for course in plan.courses) for plan in plans)
 
 
-def _asked(plan: Plan) -> range:
-    """Places of the teachers that the search asks."""
-    return range(max(recipe.teachers for work in plan.works for recipe in work.trials))
+def _wall(plans: Sequence[Plan], phase: Callable[[Course], Cost]) -> float:
+    """Of a phase of all pairs, the mean over their courses."""
+    draws = range(max(len(plan.courses) for plan in plans))
+    phases = [[phase(plan.courses[k % len(plan.courses)]) for plan in plans] for k in draws]
+    return fmean(estimate.wall(costs, plans[0].slots) for costs in phases)
 
 
-def _search_wall(plans: Sequence[Plan], part: str) -> float:
-    from search.estimate import FILES_S, RAY_START_S, wall
-
-    draws = [
-        wall([costs[min(k, len(costs) - 1)] for plan in plans if (costs := getattr(plan, part))], plans[0].slots)
-        for k in range(max(len(plan.works) for plan in plans))
-    ]
-    return fmean(draws) + (RAY_START_S + FILES_S if any(draws) else 0.0)
-
-
-def _confirm_wall(plans: Sequence[Plan]) -> float:
-    from search.estimate import wall
-
-    draws = range(max(len(plan.works) for plan in plans))
-    return fmean(
-        wall([plan.confirm[min(k, len(plan.confirm) - 1)][1] for plan in plans], plans[0].slots) for k in draws
-    )
+def _search_wall(plans: Sequence[Plan], phase: Callable[[Course], Cost]) -> float:
+    seconds = _wall(plans, phase)
+    return seconds + estimate.RAY_START_S + estimate.FILES_S if seconds else 0.0
 
 
 def _command_wall(plans: Sequence[Plan]) -> float:
     whole = 1.0 if plans[0].config.comparison else 0.5
-    return _search_wall(plans, "left") + whole * _confirm_wall(plans)
+    return _search_wall(plans, lambda course: course.left) + whole * _wall(plans, lambda course: course.confirm)
 
 
 def _leave(plan: Plan, seconds: float) -> Path:
-    """Write the estimate into the run's folder, for `read`. seconds: of the whole command, of all pairs together."""
-    from reports.results import write_atomically
-    from search.estimate import range_of, spread
-
-    said = {
-        "schema": _SCHEMA,
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "recipes": range_of(len(work.finished) for work in plan.works).mid,
-        "stage_runs": range_of(cost.stage_runs for cost in plan.whole).mid,
-        "stage_runs_left": range_of(cost.stage_runs for cost in plan.left).mid,
-        "device_seconds": spread(cost.device for cost in plan.whole),
-        "device_seconds_left": spread(cost.device for cost in plan.left),
-        "search_seconds": _search_wall([plan], "whole"),
-        "confirm_device_seconds": spread(cost.device for _, cost in plan.confirm),
+    """Write the estimate into the run's folder. seconds: of the whole command, of all pairs together."""
+    said: dict[str, Any] = {
+        "recipes": _sum([plan], lambda course: len(course.work.finished)).mid,
+        "stage_runs": _sum([plan], lambda course: course.whole.stage_runs).mid,
+        "stage_runs_left": _sum([plan], lambda course: course.left.stage_runs).mid,
+        "device_seconds": _sum([plan], lambda course: course.whole.device),
+        "device_seconds_left": _sum([plan], lambda course: course.left.device),
+        "search_seconds": _search_wall([plan], lambda course: course.whole),
+        "confirm_device_seconds": _sum([plan], lambda course: course.confirm.device),
         "seconds": seconds,
     }
-    folder = plan.config.folder
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_atomically(folder / FILE, json.dumps(said, indent=1, allow_nan=False).encode())
-    return folder / FILE
+    return plan_file.write(plan.config.folder, said)
 
 
 def _say(console: Console, line: str) -> None:
@@ -441,9 +360,8 @@ def _say(console: Console, line: str) -> None:
 
 
 def _count(value: Between, ranges: bool = True) -> str:
-    return f"{value.mid:,.0f}" + (
-        "" if value.low == value.high or not ranges else f" [{value.low:,.0f}, {value.high:,.0f}]"
-    )
+    low, mid, high = (f"{one:,.0f}" for one in value)
+    return f"{mid} [{low}, {high}]" if ranges and low != high else mid
 
 
 def _between(seconds: Between, ranges: bool = True) -> str:
@@ -453,13 +371,6 @@ def _between(seconds: Between, ranges: bool = True) -> str:
         f"{value / divisor:.2g}" if value < 100 * divisor else f"{value / divisor:,.0f}" for value in seconds
     )
     return f"{mid} {unit}" + (f" [{low}, {high}]" if ranges else "")
-
-
-def _bytes(size: float) -> str:
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {name}"
-    return f"{size / 1e3:.0f} kB"
 
 
 def _complain(error: Exception, code: int) -> int:

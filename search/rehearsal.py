@@ -11,29 +11,38 @@ import collections
 import dataclasses
 import itertools
 import math
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from search.estimate import Kind, Rehearsal, Task, Timing, Unit, kind, merged
-from smskd import models, pairs, pipeline, stage, teacher
+from search.config import Config
+from search.estimate import Kind, Rehearsal, Timing, kind, merged
+from smskd import bench as benches
+from smskd import job as jobs
+from smskd import numerics as arithmetic
+from smskd import pipeline, stage
+from smskd.bench import Bench, Taught
+from smskd.cost import FlopCounter
 from smskd.data import Data, Split
+from smskd.experiment import Experiment
 from smskd.forgetting import Validation
-from smskd.numerics import Numerics, choose
-from smskd.pairs import Pair
-from smskd.recipe import Recipe, parse
-from smskd.store import Entry, Store, folder, is_url, open_store
-from smskd.teacher import Teacher
+from smskd.numerics import Numerics
+from smskd.recipe import Recipe, Stage
+from smskd.result import Result
+from smskd.setup import Setup
+from smskd.store import Store, folder, is_url, open_store
+from smskd.teacher import Teacher, read_weights
 
-# Epochs of a rehearsed stage: the first fills tables and pays what is paid once, the others are timed.
+# Epochs of a rehearsed stage: the first pays what is paid once, the others are timed.
 _EPOCHS = 3
+# Of a rehearsed stage: weights that hardly move don't diverge, whatever weights and rates the search tries.
+_RATE = 1e-6
 _MOST_STEPS, _FEWEST_STEPS = 20, 2
 # What the timed and untimed steps of all kinds of stage may take together, if the fewest steps do.
 _BUDGET_S = 5.0
@@ -52,227 +61,206 @@ class _Short(Data):
         return itertools.islice(super().batches(order, views, size), self.batches_an_epoch)
 
 
-def rehearse(task: Task) -> Rehearsal:
+def rehearse(
+    config: Config, device: str, recipes: Sequence[Recipe], looked_up: Sequence[Recipe], scratch: Path
+) -> Rehearsal:
     """Time all kinds of stage that the recipes have.
 
+    Args:
+        device: `cpu` or `cuda`.
+        looked_up: recipes that the store is asked for, with each seed of the search.
+        scratch: a folder of the disk that the store is on, to be thrown away.
+
     Raises:
-        ValueError: data or teacher are missing, or don't fit the pair; as smskd.pipeline.prepare.
+        ValueError: data or teacher are missing, or don't fit the pair; as smskd.bench.prepare.
     """
     started = time.monotonic()
-    settings = task.settings
-    pair = pairs.choose(settings["pair"], settings["teacher_model"], settings["student_model"])
-    place = torch.device(settings["device"])
-    data = pipeline.load_data(
-        pair, **{key: settings[key] for key in ("data", "data_dir", "train_size", "image_size")}
-    ).to(place)
-    prepared = time.monotonic() - started
-    if place.type == "cuda":
+    experiment, on = config.experiment, torch.device(device)
+    torch.set_num_threads(experiment.threads)
+    numerics = arithmetic.choose(experiment.precision, experiment.compile, cuda=on.type == "cuda")
+    data = benches.load_data(experiment).to(on)
+    if on.type == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-    numerics = choose(settings["precision"], settings["compile"], cuda=place.type == "cuda")
-    epochs = pair.teacher_epochs if settings["teacher_epochs"] is None else settings["teacher_epochs"]
-    network = models.build(pair.teacher.name, num_classes=data.classes, in_channels=data.channels)
-    if settings["teacher"] is not None:
-        network.load_state_dict(teacher.read_weights(Path(settings["teacher"]), network))
-    network.to(place)
-    teachers, held = frozenset[int](), dict[Unit, int]()
-    if is_url(settings["store"]) or (folder(settings["store"]) / "entries").is_dir():  # a Store makes its folders
-        store = open_store(settings["store"], settings["store_key"])
-        digests = _teachers(task, store, data, pair, network, epochs, numerics)
-        teachers, held = frozenset(digests), _held(task, store, data, pair, digests, numerics)
-    elif settings["teacher"] is not None:
-        teachers = frozenset({0})
-    return _timed(task, pair, data, network, numerics, prepare=prepared, held=held, teachers=teachers)
+    network = benches.fresh(experiment.networks.teacher, data, seed=0)
+    if experiment.teacher is not None:
+        network.load_state_dict(read_weights(Path(experiment.teacher), network))
+    prepare = time.monotonic() - started
+    # a store that isn't there yet isn't made by being looked at
+    is_there = is_url(config.store) or (folder(config.store) / "entries").is_dir()
+    store = open_store(config.store, config.store_key) if is_there else Store(scratch / "none")
+    setup = Setup(data=data, store=store, flops=FlopCounter(data))
+    teachers = max(recipe.teachers for recipe in recipes)
+    there = _there(config, setup, numerics, network if experiment.teacher else None, teachers, looked_up)
+    prepare += 2 * _evaluated(network, data.validation, data)  # for its accuracy, and to keep its answers
+    rehearsed = _Rehearsed(scratch, experiment, data, network, numerics)
+    # the first, in the fewest steps, isn't timed for its own sake: it tells how many the others may have
+    probe = rehearsed.timings(recipes[0], _FEWEST_STEPS)
+    step_s = max(timing.steps[-1] for _, timing in probe)
+    stages = sum(len(recipe.stages) for recipe in recipes)
+    affordable = int(_BUDGET_S / (step_s * 2 * _EPOCHS * stages))
+    timed = max(_FEWEST_STEPS, min(_MOST_STEPS, affordable))
+    found: dict[Kind, list[Timing]] = {}
+    wall, computing = time.monotonic(), time.process_time()
+    for recipe in recipes:
+        for one, timing in rehearsed.timings(recipe, timed):
+            found.setdefault(one, []).append(timing)
+    share = (time.process_time() - computing) / (time.monotonic() - wall) / torch.get_num_threads()
+    return Rehearsal(
+        kinds={one: merged(timings) for one, timings in found.items()},
+        teacher=rehearsed.teacher(timed),
+        test=_evaluated(benches.fresh(experiment.networks.student, data, seed=0), data.test, data),
+        images=len(data.train),
+        views=data.views,
+        fills=_fills(Teacher(network, data), data, min(_batch_size(experiment), len(data.train))),
+        timed=min(timed, *(one.steps(len(data.train)) for one in found)),
+        share=min(1.0, share) if on.type == "cpu" else 1.0,
+        prepare=prepare,
+        **there,
+    )
 
 
-def _teachers(
-    task: Task, store: Store, data: Data, pair: Pair, network: torch.nn.Module, epochs: int, numerics: Numerics
-) -> dict[int, str]:
-    """Digests of the teachers that the store has, by place, or that a file has."""
-    found: dict[int, str] = {}
-    for place in range(max((recipe.teachers for recipe, _ in task.looked_up), default=1)):
-        if place == 0 and task.settings["teacher"] is not None:
-            digest: str | None = pipeline.weights_digest(network)
-        else:
-            digest = pipeline.held_teacher(store, data, pair, epochs, numerics, place=place)
-        if digest is not None:
-            found[place] = digest
-    return found
-
-
-def _held(
-    task: Task, store: Store, data: Data, pair: Pair, teachers: dict[int, str], numerics: Numerics
-) -> dict[Unit, int]:
-    """As in Rehearsal."""
-    found: set[tuple[Unit, int]] = set()
-    for (recipe, per_stage), seed in itertools.product(task.looked_up, task.seeds):
-        count = pipeline.held_stages(
-            recipe, store, data, pair, teachers, seed=seed, per_stage=per_stage, numerics=numerics
-        )
-        found.update(((prefix.id, per_stage[:k]), seed) for k, prefix in enumerate(recipe.prefixes()[:count], 1))
-    return dict(collections.Counter(unit for unit, _ in found))
-
-
-def _timed(
-    task: Task, pair: Pair, data: Data, network: torch.nn.Module, numerics: Numerics, *, prepare: float, **known: Any
-) -> Rehearsal:
-    batch = min(pair.student_schedule.batch_size, len(data.train))
-    steps = len(data.train) // batch
-    with tempfile.TemporaryDirectory(prefix=".smskd-plan-", dir=task.scratch) as scratch:
-        rehearsed = _Rehearsed(Path(scratch), pair, data, network, numerics)
-        prepare += rehearsed.evaluate_teacher()
-        # the first, in the fewest steps, isn't timed for its own sake: it tells how many the others may have
-        wanted = min(_FEWEST_STEPS, steps)
-        probe = rehearsed.distil(task.recipes[0], wanted, Path(scratch) / "probe")
-        step_s = max(timing.steps[-1] for timing in probe.values())
-        kinds = sum(len(recipe.stages) for recipe in task.recipes)
-        affordable = int(_BUDGET_S / (step_s * 2 * _EPOCHS * kinds))
-        wanted = min(steps, max(wanted, min(_MOST_STEPS, affordable)))
-        found: dict[Kind, list[Timing]] = {}
-        wall, computing = time.monotonic(), time.process_time()
-        for recipe in task.recipes:
-            for one, timing in rehearsed.twice(recipe, wanted).items():
-                found.setdefault(one, []).append(timing)
-        share = (time.process_time() - computing) / (time.monotonic() - wall) / torch.get_num_threads()
-        return Rehearsal(
-            kinds={one: merged(timings) for one, timings in found.items()},
-            teacher=rehearsed.teacher(wanted),
-            test=rehearsed.test(),
-            steps=steps,
-            images=len(data.train),
-            views=data.views,
-            fills=_fills(rehearsed.bench_teacher, data, batch),
-            timed=wanted,
-            share=min(1.0, share) if data.mean.device.type == "cpu" else 1.0,
-            prepare=prepare,
-            **known,
-        )
+def _there(
+    config: Config, setup: Setup, numerics: Numerics, file: nn.Module | None, teachers: int, recipes: Sequence[Recipe]
+) -> dict[str, Any]:
+    """What the store has, as in Rehearsal, of so many teachers and of recipes. file: the teacher, if a file has it."""
+    digests: dict[int, str] = {}
+    for number in range(teachers):
+        job = jobs.of_teacher(config.experiment, numerics, number)
+        digest = setup.digest(job) if number or file is None else benches.weights_digest(file)
+        digests |= {} if digest is None else {number: digest}
+    held = collections.Counter[str]()
+    for seed in config.search_seeds:
+        found = set[str]()
+        for recipe in recipes:
+            count = pipeline.held_stages(recipe, config.experiment, numerics, setup, digests, seed=seed)
+            found.update(prefix.id for prefix in recipe.prefixes()[:count])
+        held.update(found)
+    return {"held": dict(held), "teachers": frozenset(digests)}
 
 
 class _Rehearsed:
-    """One pair, data and an untrained or read teacher, to distil from."""
+    """An experiment with an untrained or read teacher, to distil from; its store is thrown away."""
 
-    def __init__(self, folder: Path, pair: Pair, data: Data, network: torch.nn.Module, numerics: Numerics) -> None:
-        self._folder, self._pair, self._data, self._numerics = folder, pair, data, numerics
-        self.bench_teacher = Teacher(network, data)
-        self._flops: dict[tuple[Any, ...], float] = {}
-        self._validation = Validation(self._short(1), pair.student_schedule.batch_size)
-        self._round = 0
-        self._last: tuple[pipeline.Result, pipeline.Bench]
+    def __init__(
+        self, scratch: Path, experiment: Experiment, data: Data, network: nn.Module, numerics: Numerics
+    ) -> None:
+        self._experiment, self._data, self._network, self._numerics = experiment, data, network, numerics
+        self._store, self._flops = Store(scratch / "store"), FlopCounter(data)
+        self._first = Teacher(network, data)
+        self._scale = max(1.0, len(data.validation) / _EVALUATED)
+        self._rounds = 0
 
-    def twice(self, recipe: Recipe, steps: int) -> dict[Kind, Timing]:
-        """Timings of a recipe's stages: the first time fills the teacher's tables, the second draws the same views."""
-        self.distil(recipe, steps, self._folder / str(self._round))
-        self._round += 1
-        timings = self.distil(recipe, steps, self._folder / str(self._round), reused=True)
-        self._round += 1
+    def timings(self, recipe: Recipe, steps: int) -> list[tuple[Kind, Timing]]:
+        """Of a recipe's stages. steps: of an epoch, at most."""
+        bench, seed = self._bench(steps, recipe.teachers), self._rounds
+        self._rounds += 1
+        # fills the teacher's tables; with an epoch more, which tells what an epoch is of the FLOPs
+        before, _, _ = _distilled(recipe, bench, seed, _EPOCHS + 1)
+        # draws the same views
+        result, epochs, ends = _distilled(recipe, bench, seed, _EPOCHS)
+        # finds all stages in the store, as another trial would
+        _, _, found = _distilled(recipe, bench, seed, _EPOCHS)
+        timings = []
+        for number, (longer, done) in enumerate(zip(before.stages, result.stages, strict=True), 1):
+            one = kind(recipe, number, self._experiment.defaults)
+            flops = longer.train_flops - done.train_flops
+            timing = self._timing(
+                epochs[number - 1],
+                min(steps, one.steps(len(self._data.train))),
+                trained=done.device_seconds,
+                whole=ends[number] - ends[number - 1],
+                key=done.key,
+            )
+            timing = dataclasses.replace(
+                timing,
+                reused=self._scale * (found[number] - found[number - 1]),
+                flops=flops,
+                flops_once=done.train_flops - _EPOCHS * flops,
+                tables=self._tables(recipe.prefixes()[number - 1]),
+            )
+            timings.append((one, timing))
         return timings
 
-    def distil(self, recipe: Recipe, steps: int, store: Path, *, reused: bool = False) -> dict[Kind, Timing]:
-        """Train a recipe's stages shortly. reused: and take them from the store, as another trial would."""
-        bench = self._bench(steps, store, recipe.teachers)
-        scale = max(1.0, len(self._data.validation) / len(bench.data.validation))
-        marks: list[list[float]] = [[] for _ in recipe.stages]
-        ends: list[float] = [time.monotonic()]
-        result = pipeline.distil(
-            recipe, bench, seed=0, epochs=_EPOCHS,
-            on_epoch=lambda stage, epoch, epochs: marks[stage - 1].append(time.monotonic()),
-            on_stage=lambda number, stage: ends.append(time.monotonic()),
-        )  # fmt: skip
-        again = [time.monotonic()]
-        if reused:
-            pipeline.distil(
-                recipe, bench, seed=0, epochs=_EPOCHS, on_stage=lambda number, stage: again.append(time.monotonic())
-            )
-        self._last = result, bench
-        timings: dict[Kind, list[Timing]] = {}
-        for number, done in enumerate(result.stages, 1):
-            stops = marks[number - 1]
-            each = tuple((b - a) / steps for a, b in itertools.pairwise(stops))
-            trained = done.device_seconds
-            timing = Timing(
-                steps=each,
-                setup=max(0.0, trained - (stops[-1] - stops[0]) - steps * min(each)),
-                around=scale * max(0.0, ends[number] - ends[number - 1] - trained),
-                reused=scale * (again[number] - again[number - 1]) if reused else math.nan,
-                size=_size(bench.store.path(done.key)),
-                flops=done.train_flops / _EPOCHS,
-                tables=_tables(recipe, number),
-            )
-            timings.setdefault(kind(recipe, number), []).append(timing)
-        return {one: merged(several) for one, several in timings.items()}
-
     def teacher(self, steps: int) -> Timing:
-        """The teacher's own training, as a stage of `ce`."""
-        spec, schedule = self._pair.teacher, self._pair.teacher_schedule
-        bench = self._bench(steps, self._folder / "teacher", 1)
-        network = models.build(spec.name, num_classes=self._data.classes, in_channels=self._data.channels)
+        """The teacher's own training."""
+        bench, job = self._bench(steps, 1), jobs.of_teacher(self._experiment, self._numerics)
+        training = dataclasses.replace(job.assignment.training, epochs=_EPOCHS, warmup_epochs=0, learning_rate=_RATE)
+        job = dataclasses.replace(job, assignment=dataclasses.replace(job.assignment, training=training))
+        network = benches.fresh(job.network, self._data, seed=0)
         marks: list[float] = []
         started = time.monotonic()
-        entry, _ = pipeline.finish_stage(
-            bench.store, bench.data, network.to(bench.device), spec, schedule, recipe=parse("ce"), parent=None,
-            epochs=2, seed=0, init_seed=0, loss_weights={}, teachers=[], teacher_digests=[], flops={},
-            numerics=self._numerics, on_epoch=lambda epoch, epochs: marks.append(time.monotonic()),
-        )  # fmt: skip
-        total = time.monotonic() - started
+        entry, _ = bench.setup.finish(job, network, on_epoch=lambda epoch, epochs: marks.append(time.monotonic()))
+        steps = min(steps, len(self._data.train) // min(training.batch_size, len(self._data.train)))
+        whole = time.monotonic() - started
+        return self._timing(marks, steps, trained=entry.facts["device_seconds"], whole=whole, key=entry.key)
+
+    def _timing(self, epochs: Sequence[float], steps: int, *, trained: float, whole: float, key: str) -> Timing:
+        """Of a stage of so many steps an epoch. epochs: when each ended. trained: of `whole` seconds, in training."""
+        each = tuple((later - earlier) / steps for earlier, later in itertools.pairwise(epochs))
+        path = self._store.path(key)
         return Timing(
-            steps=((marks[1] - marks[0]) / steps,),
-            setup=0.0,
-            around=max(0.0, total - entry.facts["device_seconds"]),
-            reused=0.0,
-            size=_size(bench.store.path(entry.key)),
-            flops=0.0,
-            tables=frozenset(),
+            steps=each,
+            setup=max(0.0, trained - (epochs[-1] - epochs[0]) - steps * min(each)),
+            around=self._scale * max(0.0, whole - trained),
+            size=512 * sum(file.stat().st_blocks for file in (path, *path.iterdir())),
         )
 
-    def evaluate_teacher(self) -> float:
-        """Seconds that a process takes to evaluate the teacher, once for its accuracy and once to keep its answers."""
-        short = self._short(1)
-        started = time.monotonic()
-        stage.accuracy(self.bench_teacher.network, short, short.validation)
-        return 2 * max(1.0, len(self._data.validation) / len(short.validation)) * (time.monotonic() - started)
+    def _tables(self, prefix: Recipe) -> frozenset[str]:
+        """Which of the first teacher's tables its last stage fills."""
+        parent = None if len(prefix.stages) == 1 else ""
+        work = jobs.of_student(prefix, self._experiment, self._numerics, seed=0, parent=parent, teachers=()).assignment
+        reads = work.reads() if work.asks else frozenset[str]()
+        if "features" in reads:
+            return frozenset()
+        return frozenset({"ends"} if reads - {"hint"} else ()) | frozenset({"hint"} & reads)
 
-    def test(self) -> float:
-        """Seconds of a look at the test split."""
-        started = time.monotonic()
-        result, bench = self._last
-        pipeline.test_accuracy(result, bench)
-        scale = len(self._data.test) / len(bench.data.test)
-        return max(1.0, scale) * (time.monotonic() - started)
-
-    def _short(self, steps: int) -> _Short:
-        return _Short(
-            **{f.name: getattr(self._data, f.name) for f in dataclasses.fields(Data) if f.init}
+    def _bench(self, steps: int, teachers: int) -> Bench:
+        data = _Short(
+            **{one.name: getattr(self._data, one.name) for one in dataclasses.fields(Data) if one.init}
             | {name: _first(getattr(self._data, name)) for name in ("validation", "test")},
             batches_an_epoch=steps,
         )
+        more = [Teacher(self._network, self._data) for _ in range(1, teachers)]
+        return Bench(
+            experiment=self._experiment,
+            setup=Setup(data=data, store=self._store, flops=self._flops),
+            numerics=self._numerics,
+            teacher_accuracy=math.nan,
+            validation=Validation(data, _batch_size(self._experiment)),
+            teachers={number: Taught(one, "", "", 0.0) for number, one in enumerate([self._first, *more])},
+        )
 
-    def _bench(self, steps: int, store: Path, teachers: int) -> pipeline.Bench:
-        nobody = Entry(key="", weights={}, digest="", facts={"train_flops": 0.0})
-        network = self.bench_teacher.network
-        return pipeline.Bench(
-            pair=self._pair, data=self._short(steps), store=Store(store), teacher=self.bench_teacher, teacher_digest="",
-            teacher_accuracy=math.nan, teacher_source="", teacher_epochs=0, numerics=self._numerics,
-            validation=self._validation,
-            more={place: (Teacher(network, self._data), nobody) for place in range(1, teachers)}, flops=self._flops,
-        )  # fmt: skip
+
+def _distilled(recipe: Recipe, bench: Bench, seed: int, epochs: int) -> tuple[Result, list[list[float]], list[float]]:
+    """A recipe's stages, trained shortly or found: with when each one's epochs ended, and when it began or ended."""
+    for key, value in {"epochs": epochs, "warmup_epochs": 0, "learning_rate": _RATE}.items():
+        recipe = recipe.with_setting(key, value)
+    marks: list[list[float]] = [[] for _ in recipe.stages]
+    ends = [time.monotonic()]
+    result = pipeline.distil(
+        recipe, bench, seed=seed,
+        on_epoch=lambda stage, epoch, epochs: marks[stage - 1].append(time.monotonic()),
+        on_stage=lambda number, stage: ends.append(time.monotonic()),
+    )  # fmt: skip
+    return result, marks, ends
 
 
-def _tables(recipe: Recipe, number: int) -> frozenset[str]:
-    """Which of the first teacher's tables a stage fills."""
-    reads = stage.reads(recipe.stages[number - 1], recipe, first=not (number > 1 and recipe.anchored))
-    if "features" in reads:
-        return frozenset()
-    return frozenset({"ends"} if reads - {"hint"} else ()) | frozenset({"hint"} & reads)
+def _batch_size(experiment: Experiment) -> int:
+    """Of a stage that says none."""
+    return Stage(methods=("ce",)).training(experiment.defaults).batch_size
 
 
 def _first(split: Split) -> Split:
     return split.take(np.arange(min(_EVALUATED, len(split))))
 
 
-def _size(folder: Path) -> int:
-    """Bytes that a folder takes on disk."""
-    return 512 * sum(path.stat().st_blocks for path in (folder, *folder.iterdir()))
+def _evaluated(network: nn.Module, split: Split, data: Data) -> float:
+    """Seconds of an evaluation on all of a split."""
+    short = _first(split)
+    started = time.monotonic()
+    stage.accuracy(network, data, short)
+    return len(split) / len(short) * (time.monotonic() - started)
 
 
 def _fills(asked: Teacher, data: Data, batch: int) -> dict[str, float]:

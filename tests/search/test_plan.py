@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 import spaces
-from search import config, estimate, plan
+from search import config, estimate, plan, plan_file
 from search.estimate import Between, Kind, Rehearsal, Timing, Work
-from smskd.recipe import parse
+from smskd import notation
+from smskd.experiment import Experiment
+from smskd.notation import parse
 from tests.runs import ROOT, SMALL, environment, marked
 
 
@@ -27,56 +29,59 @@ def run(module: str, *words: str, cwd: Path = ROOT) -> subprocess.CompletedProce
     )  # fmt: skip
 
 
-def timing(step: float, *, flops: float = 1.0, size: int = 100, tables: str = "") -> Timing:
+def timing(step: float, *, flops: float = 1.0, once: float = 0.0, size: int = 100, tables: str = "") -> Timing:
     return Timing(
-        steps=(step,), setup=0.5, around=0.25, reused=0.125, size=size, flops=flops, tables=frozenset(tables.split())
-    )
+        steps=(step,), setup=0.5, around=0.25, reused=0.125, size=size, flops=flops, flops_once=once,
+        tables=frozenset(tables.split()),
+    )  # fmt: skip
 
 
 def rehearsal(kinds: dict[Kind, Timing], **changed: object) -> Rehearsal:
     settings: dict[str, object] = {
-        "kinds": kinds, "teacher": timing(2.0, size=7), "prepare": 3.0, "share": 1.0, "test": 0.0625, "steps": 10,
-        "timed": 10, "images": 100, "views": 1, "fills": {}, "held": {}, "teachers": frozenset({0}),
+        "kinds": kinds, "teacher": timing(2.0, size=7), "prepare": 3.0, "share": 1.0, "test": 0.0625,
+        "timed": 10, "images": 500, "views": 1, "fills": {}, "held": {}, "teachers": frozenset({0}),
     }  # fmt: skip
     return Rehearsal(**settings | changed)  # type: ignore[arg-type]
 
 
 def work(*recipes: str, words: tuple[str, ...] = ()) -> Work:
-    found = [parse(recipe) for recipe in recipes]
-    return Work(config=config.parse(["epochs=2", "seeds=2", "confirm=3", *words]), trials=found, finished=found)
+    """Of 10 steps an epoch, 2 epochs a stage."""
+    settings = config.parse(["seeds=2", "confirm=3", *words])
+    found = [settings.experiment.effective(notation.settled(parse(recipe), {"epochs": 2})) for recipe in recipes]
+    return Work(config=settings, trials=found, finished=found)
 
 
-KD, RKD = Kind(("kd",), None, False, 1), Kind(("rkd",), None, False, 1)
-ANCHORED = Kind(("rkd",), "reference", False, 1)
+DEFAULTS = Experiment().defaults
+KD, RKD, ANCHORED = (
+    estimate.kind(parse(recipe), number, DEFAULTS) for recipe, number in (("kd", 1), ("rkd", 1), ("kd>rkd", 2))
+)
 KINDS = {KD: timing(1.0, flops=1), RKD: timing(2.0, flops=2), ANCHORED: timing(4.0, flops=4)}
 
 
-@pytest.mark.parametrize("space", sorted(set(spaces.available()) - {"recipe"}))
+@pytest.mark.parametrize("space", sorted(set(spaces.available()) - {"everything", "weights"}))
 def test_stages_are_counted_as_a_walk_over_all_recipes_counts_them(space: str) -> None:
     settings = config.parse([f"space={space}"])
     (only,) = estimate.courses(settings)
     recipes = only.finished
     assert len({recipe.id for recipe in recipes}) == len(recipes) > 1
-    assert only.unshared == 3 * sum(recipe.notation.count(">") + 1 for recipe in recipes)
-    stages = set()
-    for recipe in recipes:
-        epochs = settings.stage_epochs(len(recipe.stages))
-        for k in range(1, len(recipe.stages) + 1):
-            stages.add((recipe.prefixes()[k - 1].id, tuple(epochs[:k])))
-    assert set(only.units) == stages
+    assert only.unshared == 3 * sum(recipe.path.count(">") + 1 for recipe in recipes)
+    stages = {(prefix.id, settings.epochs(prefix)[-1]) for recipe in recipes for prefix in recipe.prefixes()}
+    parts = [part for recipe in recipes for part in only.parts[recipe.id]]
+    assert {(part.unit, part.epochs) for part in parts} == stages
 
 
 def test_few_recipes_have_all_kinds_of_stage() -> None:
     for space in spaces.available():
-        works = estimate.courses(config.parse([f"space={space}"]))
-        wanted = {kind for one in works for kind in one.units.values()}
+        settings = config.parse([f"space={space}"])
+        works = estimate.courses(settings)
+        wanted = {part.kind for one in works for parts in one.parts.values() for part in parts}
         chosen = estimate.to_rehearse(works)
-        kinds = [estimate.kind(recipe, k) for recipe in chosen for k in range(1, len(recipe.stages) + 1)]
+        kinds = [estimate.kind(recipe, k, DEFAULTS) for recipe in chosen for k in range(1, len(recipe.stages) + 1)]
         assert set(kinds) == wanted and len(chosen) <= len(wanted)
 
 
 def test_an_infinite_space_is_drawn_from_several_times_and_beginnings_count() -> None:
-    works = estimate.courses(config.parse(["space=recipe", "trials=12"]))
+    works = estimate.courses(config.parse(["space=everything", "trials=12"]))
     assert len(works) > 1 and len({tuple(map(str, one.trials)) for one in works}) == len(works)
     for one in works:
         assert len({recipe.id for recipe in one.finished}) == len(one.finished) == 12
@@ -92,7 +97,7 @@ def test_what_fewer_trials_of_a_finite_space_are_is_certain() -> None:
 
 def test_a_course_costs_each_stage_once_and_each_reuse_a_little() -> None:
     found = rehearsal(KINDS)
-    cost = estimate.search_cost(work("kd", "kd>rkd"), found, slots=2, known=frozenset(), left=False)
+    cost = estimate.search_cost(work("kd", "kd>rkd"), found, slots=2)
     # 2 seeds of kd, then of rkd after it: 0.5 + 2 epochs of 10 steps of 1 or 4 seconds
     assert cost.device.mid == pytest.approx(2 * (20.5 + 80.5))
     assert cost.stage_runs == 4
@@ -104,43 +109,73 @@ def test_a_course_costs_each_stage_once_and_each_reuse_a_little() -> None:
 
 def test_what_is_there_is_left_out_of_what_is_left() -> None:
     both = work("kd", "kd>rkd")
-    (unit, _), _ = both.stages(parse("kd>rkd"))
-    some = estimate.search_cost(both, rehearsal(KINDS, held={unit: 1}), slots=2, known=frozenset(), left=True)
+    kd, _ = both.trials
+    some = estimate.search_cost(both, rehearsal(KINDS), slots=2, held={kd.id: 1})
     assert some.stage_runs == 3 and some.device.mid == pytest.approx(20.5 + 2 * 80.5)
-    known = estimate.search_cost(both, rehearsal(KINDS), slots=2, known=frozenset({parse("kd").id}), left=True)
+    known = estimate.search_cost(both, rehearsal(KINDS), slots=2, known={kd.id})
     assert len(known.jobs) == 2 and known.stage_runs == 4
     everything = frozenset(recipe.id for recipe in both.trials)
-    none = estimate.search_cost(both, rehearsal(KINDS), slots=2, known=everything, left=True)
+    none = estimate.search_cost(both, rehearsal(KINDS), slots=2, known=everything)
     assert none.stage_runs == 0 and estimate.wall([none], 2) == 0
 
 
 def test_teachers_that_are_missing_are_trained_first_and_a_table_is_filled_once() -> None:
     one = work("kd", words=("teacher_epochs=3",))
-    cost = estimate.search_cost(one, rehearsal(KINDS, teachers=frozenset()), slots=2, known=frozenset(), left=False)
+    cost = estimate.search_cost(one, rehearsal(KINDS, teachers=frozenset()), slots=2)
     assert cost.once == pytest.approx(3.0 + 0.5 + 3 * 10 * 2.0 + 0.25)
     kinds = {KD: timing(1.0, tables="ends")}
-    filled = estimate.search_cost(
-        one, rehearsal(kinds, fills={"ends": 0.01}, views=1), slots=2, known=frozenset(), left=False
-    )
-    assert filled.device.mid == pytest.approx(2 * 20.5 + 2 * 100 * 0.01)  # each of two processes asks for 100 images
+    filled = estimate.search_cost(one, rehearsal(kinds, fills={"ends": 0.01}, views=1), slots=2)
+    assert filled.device.mid == pytest.approx(2 * 20.5 + 2 * 500 * 0.01)  # each of two processes asks for all
 
 
 def test_the_largest_front_has_one_recipe_of_each_cost_and_the_baseline() -> None:
-    every = work("kd", "rkd", "kd>kd", "kd>rkd", words=("anchor=none",))
-    every = Work(
-        config=every.config,
-        trials=[parse(f"{r} anchor=none") for r in ("kd", "rkd", "kd>kd", "rkd>kd", "kd>rkd")],
-        finished=[parse(f"{r} anchor=none") for r in ("kd", "rkd", "kd>kd", "rkd>kd", "kd>rkd")],
-    )
+    every = work(*(f"{path} anchor=none" for path in ("kd", "rkd", "kd>kd", "rkd>kd", "kd>rkd")))
     # kd 1, rkd 2 and kd>kd 2, the last two 3
-    assert [recipe.notation for recipe in estimate.confirmable(every, rehearsal(KINDS))] == ["kd", "kd>kd", "kd>rkd"]
-    count, cost = estimate.confirm_cost(every, rehearsal(KINDS), slots=2)
-    assert count == 3 and len(cost.jobs) == 9 and cost.jobs[0] == pytest.approx(20.75 + 0.0625 + estimate.TRIAL_S)
+    assert [recipe.path for recipe in estimate.confirmable(every, rehearsal(KINDS))] == ["kd", "kd>kd", "kd>rkd"]
+    cost = estimate.confirm_cost(every, rehearsal(KINDS), slots=2)
+    assert (
+        cost.recipes == 3 and len(cost.jobs) == 9 and cost.jobs[0] == pytest.approx(20.75 + 0.0625 + estimate.TRIAL_S)
+    )
+
+
+def test_a_front_tells_stages_of_unequal_length_apart_by_what_they_cost() -> None:
+    tells = rehearsal(KINDS | {ANCHORED: timing(4.0, flops=4, once=8)})
+    # of two stages the first is 1 + 2 * 4 + 8, the others are 21
+    paths = ("kd@epochs=1>rkd", "kd@epochs=1>rkd@epochs=3", "kd@epochs=9>rkd@epochs=1", "kd@epochs=5>rkd")
+    unequal = work("kd", *paths)
+    found = estimate.confirmable(unequal, tells)
+    assert [recipe.id for recipe in found[:2]] == [unequal.trials[k].id for k in (0, 1)] and len(found) == 3
 
 
 def test_of_costs_that_all_share_one_recipe_is_confirmed_beside_the_baseline() -> None:
     one = work("kd", "kd>rkd", words=("cost=params",))
-    assert [recipe.notation for recipe in estimate.confirmable(one, rehearsal(KINDS))] == ["kd", "kd>rkd"]
+    assert [recipe.path for recipe in estimate.confirmable(one, rehearsal(KINDS))] == ["kd", "kd>rkd"]
+
+
+def test_stages_cost_what_their_own_epochs_and_batches_take() -> None:
+    larger = {KD._replace(batch_size=100): timing(8.0)}
+    some = work("kd@epochs=4>rkd@epochs=1", "kd@epochs=4>rkd@epochs=3", "kd@batch_size=100,epochs=3")
+    cost = estimate.search_cost(some, rehearsal(KINDS | larger), slots=2)
+    # of each seed: kd once, rkd twice, kd in half as many steps
+    assert cost.stage_runs == 2 * 4
+    assert cost.device.mid == pytest.approx(2 * (4 * 0.5 + 4 * 10 * 1.0 + (1 + 3) * 10 * 4.0 + 3 * 5 * 8.0))
+
+
+def test_what_only_scales_a_loss_or_a_rate_makes_no_kinds_and_what_is_computed_does() -> None:
+
+    def kinds(*words: str) -> set[Kind]:
+        works = estimate.courses(config.parse([*words, "trials=12", "methods=[kd,fitnets]"]))
+        return {part.kind for one in works for parts in one.parts.values() for part in parts}
+
+    alone = len(kinds("max_stages=1"))
+    assert alone == 2
+    for searched in ("learning_rate=tag(log,interval(0.02,0.6))", "kd.temperature=interval(1,9)", "epochs=range(2,8)"):
+        assert len(kinds("max_stages=1", searched)) == alone, searched
+    assert len(kinds("max_stages=1", "batch_size=choice(25,50,100)")) == 3 * alone
+    assert len(kinds("max_stages=1", "optimizer=choice(sgd,adamw)")) == 2 * alone
+    first, other = (estimate.kind(parse(f"fitnets(layer={layer})"), 1, DEFAULTS) for layer in (0, -1))
+    assert first != other
+    assert estimate.kind(parse("kd@clip_norm=1"), 1, DEFAULTS) != KD
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
@@ -155,7 +190,7 @@ def test_makespan_is_that_of_a_simulated_queue(slots: int) -> None:
 
 def test_pairs_take_turns() -> None:
     costs = [
-        estimate.Cost(stage_runs=1, device=Between(0, 0, 0), jobs=jobs, once=once, disk=0)
+        estimate.Cost(recipes=1, stage_runs=1, device=Between(0, 0, 0), jobs=jobs, once=once, disk=0)
         for jobs, once in (([10.0, 10.0], 4.0), ([1.0, 1.0], 2.0))
     ]
     expected = estimate.WORKERS_START_S + (4.0 + 2.0) / 2 + estimate.makespan([10, 1, 10, 1], 2)
@@ -203,7 +238,7 @@ def test_a_plan_says_what_the_run_then_does(folder: Path) -> None:
 
 def test_the_run_compares_what_it_spent_with_the_plan(folder: Path) -> None:
     info = json.loads((folder / "run" / "run.json").read_text())
-    left = plan.read(folder / "run")
+    left = plan_file.read(folder / "run")
     assert left is not None and info["plan"] == left | {"spent_device_seconds": info["plan"]["spent_device_seconds"]}
     assert left["stage_runs"] == left["stage_runs_left"] == 8
     assert "the plan said" in (folder / "done").read_text()
@@ -261,7 +296,7 @@ def test_the_estimate_is_near_what_the_run_spends(tmp_path: Path) -> None:
         (["pair=vgg19_resnet18"], "choose another pair"),
         (["teacher=nowhere.pt"], "there is no such file"),
         (["data=folder", "data_dir=nowhere"], "nowhere"),
-        (["space=recipe", "sampler=exhaustive"], "needs a finite space"),
+        (["space=everything", "sampler=exhaustive"], "needs a finite space"),
         (["train_size=3"], "train_size must be from 10"),
     ],
 )
@@ -309,5 +344,3 @@ def test_counts_and_times_are_readable() -> None:
     assert plan._between(Between(17, 21, 26)) == "21 s [17, 26]"
     assert plan._between(Between(49 * 3600, 61 * 3600, 74 * 3600), ranges=False) == "61 h"
     assert plan._count(Between(1010, 1234, 1500)) == "1,234 [1,010, 1,500]"
-    sizes = [plan._bytes(size) for size in (5e2, 2.4e6, 3e9, 1e13)]
-    assert sizes == ["0 kB", "2.4 MB", "3 GB", "10 TB"]
