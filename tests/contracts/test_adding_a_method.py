@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+import yaml
 
 from smskd import job, methods, pairs, pipeline
+from smskd import train as commands
 from smskd.experiment import Experiment
 from smskd.notation import parse
+from smskd.recipe import columns, declaration, of_method
 from smskd.result import Result
 from smskd.testing import MethodContract
 
@@ -24,8 +28,8 @@ CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 def _forget() -> None:
     sys.modules.pop(f"{methods.__name__}.{NAME}", None)
     vars(methods).pop(NAME, None)
-    job.code_digest.cache_clear()
-    methods.declaration.cache_clear()
+    for cached in (job.code_digest, methods.declaration, of_method):
+        cached.cache_clear()
     importlib.invalidate_caches()
 
 
@@ -119,6 +123,36 @@ def test_its_settings_are_in_the_key_by_their_values_and_not_as_code(added: Path
     said = train(tmp_path / "store", f"kd>{NAME}(weight=1) epochs=1")
     assert [stage.trained for stage in said.stages] == [False, False]
     assert [stage.key for stage in said.stages] == [stage.key for stage in first.stages]
+
+
+def test_a_made_up_setting_of_it_is_declared_in_one_place(
+    added: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Settable, part of id and key, a column of the table, in the written recipe, and trained again from it."""
+    rewritten(added, "import weight", "import Setting, weight")
+    rewritten(added, "(weight(1.0),)", '(weight(1.0), Setting("power", 1.0, "of the error", above=0, high=4))')
+    rewritten(added, 'self.settings["weight"] *', 'self.settings["weight"] * self.settings["power"] *')
+    Mine().test_its_settings_are_declared_once_with_defaults_within_their_bounds()
+    Mine().test_each_setting_has_an_effect()
+    made, key = Experiment(train_size=100, teacher_epochs=1), f"{NAME}.power"
+    assert declaration(key) is not None
+    assert commands.main(["--help"]) == 0 and f"  {key}=1 " in capsys.readouterr().out
+    plain, set_ = (made.effective(parse(f"kd>{NAME}{text} epochs=1")) for text in ("", "(power=3)"))
+    assert plain.id != set_.id and str(set_) == f"kd>{NAME}(power=3) epochs=1"
+    assert [row[key] for row in columns([plain, set_], made.defaults)] == [1.0, 3.0]
+    first, second = train(tmp_path / "store", str(plain)), train(tmp_path / "store", str(set_))
+    assert [stage.trained for stage in second.stages] == [False, True]
+    assert first.stages[1].digest != second.stages[1].digest
+    (tmp_path / "best.yaml").write_text(yaml.safe_dump({"recipe": second.recipe} | made.to_dict() | {"seed": 0}))
+    out = tmp_path / "student.safetensors"
+    assert commands.main([f"recipe={tmp_path / 'best.yaml'}", f"store={tmp_path / 'other'}", f"out={out}"]) == 0
+    assert f"{100 * second.val_accuracy:.2f} %" in capsys.readouterr().out
+    weights = safetensors.torch.load_file(out)
+    assert all(torch.equal(weights[name], value) for name, value in second.weights.items())
+    with pytest.raises(ValueError, match=rf"0 < {NAME}.power <= 4 must hold, but got {NAME}.power=5"):
+        parse(f"{NAME}(power=5)")
+    with pytest.raises(ValueError, match=f"power is a setting of {NAME}"):
+        parse("kd power=3")
 
 
 def test_a_new_method_voids_no_stage_of_others(request: pytest.FixtureRequest) -> None:

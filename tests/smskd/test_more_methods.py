@@ -16,7 +16,7 @@ from smskd import methods, models, pairs
 from smskd.bench import Bench
 from smskd.methods import at, dist, dkd, kd, pkt, sp
 from smskd.methods.base import Batch, Task, View, unit_rows
-from smskd.stage import Trained
+from smskd.stage import Trained, reads_of
 from tests.smskd import small
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -539,3 +539,41 @@ def test_methods_take_the_networks_of_a_pair(pair: str) -> None:
         source = read.get(READS[name], views[0].output.embedding)
         (gradient,) = torch.autograd.grad(torch.stack(list(losses.values())).sum(), source, retain_graph=True)
         assert gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+# --- layers
+
+
+def staged(maps: list[tuple[int, int]], hint: int) -> View:
+    """A network's outputs whose maps have these channels and sides."""
+    features = tuple(randn(4, c, side, side, seed=k) for k, (c, side) in enumerate(maps))
+    return View(models.Output(logits=randn(4, 5), features=features, embedding=randn(4, maps[-1][0])), hint)
+
+
+LAYERS = staged([(3, 8), (5, 4), (7, 2)], 1), staged([(4, 8), (6, 8), (8, 4), (9, 2)], 2)
+
+
+@pytest.mark.parametrize(("layer", "student", "teacher"), [(0, 1, 2), (-1, 2, 3), (-2, 1, 2), (-3, 0, 1)])
+def test_a_layer_is_counted_from_the_last_and_0_is_the_hint(layer: int, student: int, teacher: int) -> None:
+    mine, theirs = LAYERS
+    assert mine.map(layer) is mine.output.features[student] and theirs.map(layer) is theirs.output.features[teacher]
+    batch = Batch(torch.arange(4), torch.arange(4))
+    method = methods.load("sp").build(Task(mine, theirs, {"weight": 2.0, "layer": layer}, batch.labels))
+    wanted = sp.similarity_loss(mine.output.features[student], theirs.output.features[teacher])
+    assert method(mine, theirs, batch)["sp"].item() == pytest.approx(2 * wanted.item())
+    torch.manual_seed(0)
+    method = methods.load("fitnets").build(Task(mine, theirs, {"weight": 2.0, "layer": layer}, batch.labels))
+    regressed = method.regressor(mine.output.features[student])
+    wanted = F.mse_loss(regressed, theirs.output.features[teacher])
+    assert method(mine, theirs, batch)["fitnets"].item() == pytest.approx(2 * wanted.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fitnets", "sp"])
+def test_a_layer_that_there_is_not_is_told_when_the_method_is_built(name: str) -> None:
+    with pytest.raises(ValueError, match="layer >= -3 must hold, for the maps that there are, but got layer=-4"):
+        methods.load(name).build(Task(*LAYERS, {"weight": 2.0, "layer": -4}, torch.arange(4)))
+
+
+def test_what_is_read_hangs_on_the_layer() -> None:
+    assert reads_of("fitnets", {"layer": 0}) == {"hint"} and reads_of("fitnets", {"layer": -1}) == {"features"}
+    assert reads_of("sp", {"layer": 0}) == reads_of("sp", {"layer": -1}) == {"features"}
