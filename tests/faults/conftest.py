@@ -42,6 +42,29 @@ ROWS = {
     16: "SIGINT",
 }
 _KEPT = "faults"
+# For runs.sabotage of smskd.bench, which workers import first: before(methods, seed) is called when a recipe's training
+# begins, and halfway() at each step past the middle of a stage, or of the teacher's training.
+AT_WORK = """
+from smskd import pipeline, stage
+
+def distil(recipe, *given, seed, distil=pipeline.distil, **more):
+    before(recipe.path, seed)
+    return distil(recipe, *given, seed=seed, **more)
+
+def schedule_of(optimizer, training, steps, schedule_of=stage.schedule_of):
+    made, taken = schedule_of(optimizer, training, steps), 0
+    def step(step=made.step):
+        nonlocal taken
+        step()
+        taken += 1
+        if 2 * taken >= training.epochs * steps:
+            halfway()
+    made.step = step
+    return made
+
+pipeline.distil = distil
+stage.schedule_of = schedule_of
+"""
 
 
 @dataclass

@@ -18,15 +18,15 @@ import os, time
 
 trained = train_stage
 
-def train_stage(*given, **named):
+def train_stage(student, work, *given, **named):
     place = os.environ["HUNGRY"]
-    if named["recipe"].notation == "kd>rkd" and str(named["stage"]) == "rkd":
+    if work.recipe.path == "kd>rkd":
         tries = sorted(os.listdir(place))
-        open(os.path.join(place, f"{time.time_ns()}-{named['seed']}"), "w").close()
+        open(os.path.join(place, f"{time.time_ns()}-{work.seed}"), "w").close()
         held = []
         while len(tries) < int(os.environ["HUNGRY_TRIES"]):
             held.append(bytearray(os.urandom(1)) * 2**27)
-    return trained(*given, **named)
+    return trained(student, work, *given, **named)
 """
 
 
@@ -77,5 +77,5 @@ def test_a_recipe_that_always_runs_out_of_memory_fails_alone(
         run, told, code = search_with_a_hungry_recipe(tmp_path, 1000)
         assert code == 3, told
         table = runs.table(run)
-        assert set(table.loc[table["status"] == "failed", "recipe"]) == {"kd>rkd"}
+        assert {recipe.split()[0] for recipe in table.loc[table["status"] == "failed", "recipe"]} == {"kd>rkd"}
         score.no_orphans(str(tmp_path))

@@ -27,6 +27,7 @@ import json, sys, time
 from pathlib import Path
 import torch
 from smskd import pipeline
+from smskd.experiment import Experiment
 from smskd.store import remote
 remote.CLAIM_S = 4
 torch.set_num_threads(1)
@@ -37,7 +38,8 @@ def on_epoch(stage, epoch, epochs):
     time.sleep(float(slow))
 ended = []
 for recipe in recipes.split():
-    result = pipeline.run(recipe, store=store, train_size=100, epochs=2, teacher_epochs=1, on_epoch=on_epoch)
+    small = Experiment(train_size=100, teacher_epochs=1)
+    result = pipeline.run(recipe + " epochs=2", small, store=store, on_epoch=on_epoch)
     ended += [[stage.key, stage.digest, stage.trained] for stage in result.stages]
 print(json.dumps(ended))
 """

@@ -9,43 +9,42 @@ import pandas as pd
 import pytest
 
 from tests import runs
-from tests.faults.conftest import Score
+from tests.faults.conftest import AT_WORK, Score
 
 ROW = 11
-# names are of smskd.pipeline
-HANGS = """
+# names are of smskd.bench
+HANGS = (
+    AT_WORK
+    + """
 import ctypes, os, signal, time
 
-def run(recipe, *, seed, run=run, **settings):
+def before(methods, seed):
     global now
-    now = str(recipe), seed
-    return run(recipe, seed=seed, **settings)
+    now = methods, seed
 
-def learning_rate(schedule, step, steps, learning_rate=training.learning_rate):
-    if 2 * step >= steps:
-        if now == ("kd", 0) and once("stopped"):
-            os.kill(os.getpid(), signal.SIGSTOP)
-        if now == ("kd", 1) and once("in C code"):
-            ctypes.PyDLL(None).pause()
-        if now == ("rkd", 0):
-            time.sleep(1000)
-    return learning_rate(schedule, step, steps)
+def halfway():
+    if now == ("kd", 0) and once("stopped"):
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if now == ("kd", 1) and once("in C code"):
+        ctypes.PyDLL(None).pause()
+    if now == ("rkd", 0):
+        time.sleep(1000)
 
 now = None
-training.learning_rate = learning_rate
 """
+)
 
 
 @pytest.mark.slow
 def test_is_ended_and_tried_again_and_given_up(score: Score, undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "run"
     mark = f"{tmp_path.name}-{os.getpid()}"
-    path = runs.sabotage(tmp_path / "sabotage", "smskd.pipeline", HANGS)
+    path = runs.sabotage(tmp_path / "sabotage", "smskd.bench", HANGS)
     words = ["max_stages=1", "confirm=0", "hang_after=10"]
     ended = runs.search(out, tmp_path / "store", *words, mark=mark, PYTHONPATH=path)
     assert ended.returncode == 3, ended.stdout + ended.stderr
-    rows = pd.read_parquet(out / "results.parquet").set_index(["recipe", "seed"])
-    whole = runs.table(undisturbed[0]).query("phase == 'search'").set_index(["recipe", "seed"])
+    rows = pd.read_parquet(out / "results.parquet").set_index(["methods", "seed"])
+    whole = pd.read_parquet(undisturbed[0] / "results.parquet").query("phase == 'search'").set_index(["methods", "seed"])
     for trial, name in ((("kd", 0), "stopped"), (("kd", 1), "in C code")):
         with score.fault():
             assert (tmp_path / "sabotage" / name).exists()

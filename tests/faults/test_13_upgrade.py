@@ -16,7 +16,8 @@ import torch
 
 from reports import build
 from search import run
-from smskd import pipeline
+from smskd import job, pipeline
+from smskd.experiment import Experiment
 from tests import runs
 from tests.faults.conftest import Score
 
@@ -28,16 +29,15 @@ def upgraded_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def upgraded_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine = pipeline.inspect.getsource
-    monkeypatch.setattr(pipeline.inspect, "getsource", lambda source: genuine(source) + "\nUPGRADED = True\n")
-    monkeypatch.setattr(pipeline, "code_digest", pipeline.code_digest.__wrapped__)
+    genuine = job.inspect.getsource
+    monkeypatch.setattr(job.inspect, "getsource", lambda source: genuine(source) + "\nUPGRADED = True\n")
+    monkeypatch.setattr(job, "code_digest", job.code_digest.__wrapped__)
 
 
-def trained(store: Path) -> tuple[list[bool], list[str]]:
+def trained(store: Path, recipe: str = "kd>rkd") -> tuple[list[bool], list[str]]:
     """Which stages of a recipe were trained, and the digests of all."""
-    pipeline._benches.clear()
-    settings = {"train_size": 60, "epochs": 1, "teacher_epochs": 1, "device": "cpu"}
-    result = pipeline.run("kd>rkd", store=store, **settings)
+    small = Experiment(train_size=60, teacher_epochs=1)
+    result = pipeline.run(f"{recipe} epochs=1", small, store=store, device="cpu")
     return [stage.trained for stage in result.stages], [stage.digest for stage in result.stages]
 
 
@@ -84,12 +84,12 @@ def test_a_search_with_upgraded_code_on_the_old_store(
 
 def _older_table(out: Path) -> None:
     table = pq.read_table(out / "results.parquet")
-    pq.write_table(table.replace_schema_metadata({b"smskd_schema": b"2"}), out / "results.parquet")
+    pq.write_table(table.replace_schema_metadata({b"smskd_schema": b"3"}), out / "results.parquet")
 
 
 def _fewer_columns(out: Path) -> None:
     table = pq.read_table(out / "results.parquet")
-    pq.write_table(table.drop_columns(["place", "teachers"]), out / "results.parquet")
+    pq.write_table(table.drop_columns(["position", "teachers"]), out / "results.parquet")
 
 
 def _older_info(out: Path) -> None:
