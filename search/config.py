@@ -23,7 +23,7 @@ from smskd import cli, datasets, experiment, methods, names, pairs, store
 from smskd.experiment import Experiment
 from smskd.notation import parse as parse_recipe
 from smskd.pairs import Pair
-from smskd.recipe import SETTINGS, Recipe, declaration
+from smskd.recipe import SETTINGS, SHORTHANDS, Recipe, declaration, stage_number
 from smskd.settings import Value, check_all, declared, described, setting, text_of
 from spaces import Menu
 
@@ -194,7 +194,7 @@ class Config:
         if not self.methods:
             raise ValueError("methods= needs at least one method, such as methods=[kd,rkd]")
         made = [parse_recipe(text) for text in self.methods]
-        if any(len(recipe.stages) > 1 for recipe in made):
+        if any(recipe != Recipe(stages=recipe.stages[:1]) for recipe in made):  # or what is of a recipe would be lost
             raise ValueError(f"methods= are what one stage can be, such as kd+rkd, but got {text_of(self.methods)}")
         notations = tuple(str(recipe.stages[0]) for recipe in made)
         if len(set(notations)) < len(notations):
@@ -227,6 +227,9 @@ class Config:
             method = key.split(".")[-2] if "." in key else ""
             if method in methods.available() and not any(method in stage.methods for stage in stages):
                 raise ValueError(f"{key}= has no effect: {method} is in no stage of methods={text_of(self.methods)}")
+            part = "epochs" if key in SHORTHANDS else stage_number(key)[1]
+            if said := [str(stage) for stage in stages if part in dict(stage.settings)]:
+                raise ValueError(f"{key}={_shown(given[key])} and methods=[{said[0]}] both say {part}: leave one out")
 
     def check_built_in(self) -> bool:
         """Whether the data come with the packages; then a pair or train_size= that don't fit them is refused.
@@ -426,7 +429,8 @@ def parse(argv: Sequence[str]) -> Config:
             settings[key] = one.read(text)
     config_of = {key: SETTINGS_OF_SEARCH[key].read(text) for key, text in own.items()}
     if "cpus" in config_of and "threads" not in made:
-        made["threads"] = max(1, int(config_of["cpus"]))
+        most = experiment.SETTINGS["threads"].high or 1
+        made["threads"] = int(min(most, max(1, config_of["cpus"])))
     config = Config(**config_of, experiment=cli.build(Experiment, made), settings=settings, ranges=searched)
     if of_menu := given.keys() & {"methods", "max_stages"}:
         for key in sorted(of_menu - _reads(config)):

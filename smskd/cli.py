@@ -66,8 +66,10 @@ def check(key: str, valid: Iterable[str], *, recipes_too: bool = False) -> None:
     method, dot, _ = part.partition(".")
     if methods.with_setting(key) or (dot and method in methods.available()):
         raise ValueError(recipes.homeless(key, "recipes"))
-    near = names.nearest(key, [*known, *training.SETTINGS, *recipes.SETTINGS, *recipes.SHORTHANDS])
-    hint = f" Did you mean {near!r}?" if near else ""
+    of_stage = key.removesuffix(part)
+    others = [] if of_stage else [*known, *recipes.SETTINGS, *recipes.SHORTHANDS]
+    near = names.nearest(part, [*others, *training.SETTINGS])
+    hint = f" Did you mean {of_stage + near!r}?" if near else ""
     raise ValueError(f"unknown key {key!r}: --help lists the keys.{hint}")
 
 

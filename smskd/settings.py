@@ -55,6 +55,8 @@ class Setting:
             ValueError: it is of another type, or out of bounds.
         """
         if self.many and isinstance(value, str):
+            if value.count("[") != value.count("]"):
+                raise ValueError(f"{self.name} must be {self.what}, but a bracket is missing in {shown(value)}")
             inner = value[1:-1] if value[:1] == "[" and value[-1:] == "]" else value
             value = [item.strip("'\"") for item in items(inner)]
         if self.many and not isinstance(value, list | tuple):
