@@ -71,33 +71,31 @@ class _Running:
     heard: tuple[float, int] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """What a phase of a search has to show. Its functions are called by the thread that tells of trials.
+
+    counted: what `counts` counts, done and in all: `recipes`, or `trainings` where a phase has no more to say.
+    remaining: how many trials are still to end. standings: how the pairs stand; it takes time, and is asked for seldom.
+    causes: by pair, the file of the causes of failures; of several pairs, each is named. estimate: device seconds, of
+    the whole phase and of what was there before, by a plan. again: the command that tries failed trials again.
+    """
+
+    title: str
+    counted: str
+    counts: Callable[[], tuple[int, int]]
+    remaining: Callable[[], int]
+    standings: Callable[[], list[Standing]]
+    causes: Mapping[str, Path]
+    estimate: tuple[float, float] | None
+    again: str
+
+
 class Progress:
     """Shows one phase of a search. Knows nothing of Ray: it is told when a trial starts, reports and ends."""
 
-    def __init__(
-        self,
-        *,
-        console: Console,
-        title: str,
-        counted: str,
-        counts: Callable[[], tuple[int, int]],
-        remaining: Callable[[], int],
-        standings: Callable[[], list[Standing]],
-        pairs: Sequence[str],
-        estimate: tuple[float, float] | None,
-        again: str,
-        causes: Mapping[str, Path],
-    ) -> None:
-        """Whatever is asked for is asked for by the thread that tells of trials.
-
-        counted: what `counts` counts, done and in all: `recipes`, or `trainings` where a phase has no more to say.
-        remaining: how many trials are still to end. standings: how the pairs stand; it takes time, and is asked for
-        seldom. pairs: with several, they are named. estimate: device seconds, of the whole phase and of what was there
-        before, by a plan. again: the command that tries failed trials again. causes: by pair, the file of the causes.
-        """
-        self._console, self._title, self._counted, self._counts = console, title, counted, counts
-        self._remaining, self._standings, self._several = remaining, standings, len(pairs) > 1
-        self._estimate, self._again, self._causes = estimate, again, causes
+    def __init__(self, console: Console, phase: Phase) -> None:
+        self._console, self._phase, self._several = console, phase, len(phase.causes) > 1
         self._running: dict[str, _Running] = {}
         self._done = self._failed = self._trained = 0
         self._spent = 0.0
@@ -106,7 +104,7 @@ class Progress:
         self._volumes: deque[tuple[int, float]] = deque(maxlen=_RECENT + 1)
         self._next_look = 0.0
         self._changed = True
-        self._left, self._count = remaining(), counts()
+        self._left, self._count = phase.remaining(), phase.counts()
         self._live: Live | None = None
 
     def __enter__(self) -> Progress:
@@ -144,14 +142,14 @@ class Progress:
         self._trained += trained
         stages = record.stages
         self._spent += sum(stage.device_seconds for stage in stages[len(stages) - trained :])
-        self._left, self._count, self._changed = self._remaining(), self._counts(), True
+        self._left, self._count, self._changed = self._phase.remaining(), self._phase.counts(), True
         name = f"{job.pair}: {job.recipe}" if self._several else job.recipe
         if record.status == FAILED:
             self._failed += 1
             failure = Text(f"{name}, seed {job.seed}: {record.error}")
             if self._live is not None:
-                failure.append(f"\nkept in {self._causes[job.pair]}; to try it again, the same command: ")
-                failure.append(self._again, style="bold")
+                failure.append(f"\nkept in {self._phase.causes[job.pair]}; to try it again, the same command: ")
+                failure.append(self._phase.again, style="bold")
             _tell(self._console, failure, label=Text("failed", "bold red"))
         elif self._live is None:
             shared = len(stages) - trained
@@ -173,7 +171,7 @@ class Progress:
         began = time.monotonic()
         if not self._console.is_terminal or not self._changed or began < self._next_look:
             return
-        self._stand, self._changed = self._standings(), False
+        self._stand, self._changed = self._phase.standings(), False
         if len(self._stand) == 1 and self._stand[0].hypervolume is not None:
             self._volumes.append((self._stand[0].recipes, self._stand[0].hypervolume))
         took = time.monotonic() - began
@@ -197,7 +195,7 @@ class Progress:
         if len(running) > rows:
             parts.append(Text(f"and {len(running) - rows} more", style="dim"))
         if front:
-            so_far = " so far" if self._counted == "recipes" else ""
+            so_far = " so far" if self._phase.counted == "recipes" else ""
             what = ("best of each pair" if self._several else "front") + so_far
             parts += ["", Text(f"{what}, validation, mean ± 95 % interval", style="dim"), self._front(front, width)]
         tail = f"{self._done} done · {len(running)} running · {self._failed} failed · "
@@ -205,15 +203,15 @@ class Progress:
         keys = "ctrl-c stops, finished stages are kept"
         line = f"{tail}      {keys}" if cell_len(tail) + 6 + len(keys) <= width else tail
         parts += ["", Text(shortened(line, width), style="dim")]
-        title = shortened(self._title, width - 2)
+        title = shortened(self._phase.title, width - 2)
         yield Panel(Group(*parts), title=Text(title), title_align="left", border_style="dim")
 
     def _head(self, width: int, stand: Sequence[Standing]) -> Table:
         """One line, whatever the width: its less needed parts go first."""
         done, total = self._count
         parts = [f"{duration(self._spent)} of training"]
-        if self._estimate is not None:
-            whole, before = self._estimate
+        if self._phase.estimate is not None:
+            whole, before = self._phase.estimate
             parts = [f"{duration(before + self._spent)} of ~{duration(whole)} of training"]
         parts.append(f"{duration(left)} left" if (left := self._time_left()) is not None else "starting")
         if len(stand) == 1 and stand[0].hypervolume is not None:
@@ -225,7 +223,7 @@ class Progress:
         def text() -> str:
             return " · ".join(["", *parts]).strip()
 
-        room = width - len(self._counted) - len(count) - 2
+        room = width - len(self._phase.counted) - len(count) - 2
         if cell_len(text()) > room and "(" in parts[-1]:
             parts[-1] = parts[-1].partition(" (")[0]
         if cell_len(text()) > room:
@@ -235,15 +233,15 @@ class Progress:
         bar = min(30, room - cell_len(text()) - 1)
         head = Table.grid(padding=(0, 1, 0, 0))
         shown = ProgressBar(total=max(1, total), completed=done, width=bar) if bar >= 5 else ""
-        cells: list[Any] = [self._counted, shown, Text(count, style="bold green"), Text(shortened(text(), room))]
+        cells: list[Any] = [self._phase.counted, shown, Text(count, style="bold green"), Text(shortened(text(), room))]
         head.add_row(*(cell for cell in cells if cell != ""))
         return head
 
     def _time_left(self) -> float | None:
         """Seconds: by the plan where there is one and training is under way, else as fast as the trials so far."""
         elapsed = time.monotonic() - self._started
-        if self._estimate is not None and self._spent > 0:
-            whole, before = self._estimate
+        if self._phase.estimate is not None and self._spent > 0:
+            whole, before = self._phase.estimate
             rest = whole - before - self._spent
             if rest > 0 or not self._left:
                 return max(0.0, rest) * elapsed / self._spent

@@ -267,13 +267,20 @@ class QueueSearcher(Searcher):
         """Never called: restoring is not how a search goes on."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What each trial may take. hang_after: seconds without progress after which its worker is ended."""
+
+    cpus: float
+    gpus: float
+    hang_after: float
+
+
 def fit(
     source: Source,
     *,
     trials: Mapping[str, Trials],
-    cpus: float,
-    gpus: float,
-    hang_after: float,
+    demand: Demand,
     progress: Progress,
     on_end: Callable[[Job, Result, int], None],
     nodes: Nodes,
@@ -281,9 +288,8 @@ def fit(
 ) -> None:
     """Run all jobs of a source to their end. Ray is initialised.
 
-    trials: as in QueueSearcher. hang_after: seconds without progress after which a worker is ended. on_end: called
-    with each job, its record, and how many stages it trained. nodes: where trials may run. callbacks: told of Tune's
-    trials, as search.loggers are.
+    trials: as in QueueSearcher. on_end: called with each job, its record, and how many stages it trained. nodes: where
+    trials may run. callbacks: told of Tune's trials, as search.loggers are.
 
     Ray's memory monitor ends a whole fit(), and other faults may. A fresh one then goes on with the jobs that ran; a
     bounded number of times, of which those don't count that are the fault of a job: that fails in the end.
@@ -305,14 +311,14 @@ def fit(
                 tune.Tuner(
                     tune.with_resources(
                         functools.partial(trainable.train, trainable.Benches()),
-                        lambda config: resources(cpus, gpus, config["left_out"]),
+                        lambda config: resources(demand.cpus, demand.gpus, config["left_out"]),
                     ),
-                    param_space={"cpus": cpus, "hang_after": hang_after},
+                    param_space={"cpus": demand.cpus, "hang_after": demand.hang_after},
                     tune_config=tune.TuneConfig(search_alg=search, num_samples=-1, reuse_actors=True),
                     run_config=tune.RunConfig(
                         storage_path=scratch,
                         failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
-                        callbacks=[Watchdog(hang_after, search.hung), relay, *callbacks],
+                        callbacks=[Watchdog(demand.hang_after, search.hung), relay, *callbacks],
                         verbose=0,
                     ),
                 ).fit()

@@ -22,7 +22,7 @@ from rich.console import Console
 from reports import front, index, load, results
 from search import mirror
 from search.config import Config
-from search.progress import Outcome, Progress, closing, closing_several
+from search.progress import Outcome, Phase, Progress, closing, closing_several
 from search.session import Session
 from smskd.result import Result
 from smskd.store import is_url, open_store
@@ -195,24 +195,21 @@ class Search:
 
         total = source.remaining()
         said = self._planned() if phase == "search" else None
-        with Progress(
-            console=self._console,
+        shown = Phase(
             title=f"{phase} · {what} on {self._first.experiment.data}",
             counted="recipes" if phase == "search" else "trainings",
             counts=counts,
             remaining=source.remaining,
             standings=lambda: [session.standing() for session in self.sessions],
-            pairs=list(by_pair),
             estimate=None if said is None else (said["device_seconds"][1], said["spent_device_seconds"]),
             again=self._again,
             causes={pair: session.config.folder / "results.csv" for pair, session in by_pair.items()},
-        ) as progress:
+        )
+        with Progress(self._console, shown) as progress:
             searcher.fit(
                 source,
                 trials={pair: by_pair[pair].trials(device) for pair in sources},
-                cpus=self._first.cpus or 1.0,
-                gpus=gpus,
-                hang_after=self._first.hang_after,
+                demand=searcher.Demand(cpus=self._first.cpus or 1.0, gpus=gpus, hang_after=self._first.hang_after),
                 progress=progress,
                 on_end=ended,
                 nodes=nodes,
