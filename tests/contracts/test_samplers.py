@@ -10,56 +10,74 @@ from typing import Any
 import optuna
 import pytest
 
-import spaces
-from search import config
-from search.study import Asked, Limits, Record, Study
+from search import config, draws
+from search.study import Asked, Design, Goal, Limits, Study
 from smskd.recipe import Recipe
+from smskd.result import Result
+from tests.search.made_up import result
 
 SEEDS = 2
-FEW = ["space=recipe", "methods=[kd,rkd]", "max_stages=2"]
+FEW = ["space=everything", "methods=[kd,rkd]", "max_stages=2"]
 
 
-def record(recipe: Recipe, seed: int) -> Record:
-    stages: list[Any] = []
-    for prefix in recipe.prefixes():
+def record(recipe: Recipe, seed: int) -> Result:
+    def told(prefix: Recipe) -> dict[str, Any]:
         noise = int(hashlib.sha256(f"{prefix.id}{seed}".encode()).hexdigest()[:8], 16) / 2**32
-        value = 0.7 + 0.05 * len(prefix.stages) + 0.1 * noise
-        flops, seconds = 1e9 * (1 + ("rkd" in str(prefix.stages[-1]))), 1.0 + noise
-        stages.append({"key": prefix.id, "val_accuracy": value, "train_flops": flops, "device_seconds": seconds})
-    return {"seed": seed, "status": "complete", "error": None, "params": 9, "stages": stages, "test_accuracy": None}
+        return {
+            "val_accuracy": 0.7 + 0.05 * len(prefix.stages) + 0.1 * noise,
+            "train_flops": 1e9 * (1 + ("rkd" in prefix.stages[-1].methods)),
+            "device_seconds": 1.0 + noise,
+        }
+
+    return result(recipe, seed, told=told)
 
 
-def flops(record: Record) -> float:
-    return sum(stage["train_flops"] for stage in record["stages"])
-
-
-OBJECTIVES: dict[str, Callable[[Record], float]] = {
-    "flops": flops,
-    "seconds": lambda record: sum(stage["device_seconds"] for stage in record["stages"]),
+OBJECTIVES: dict[str, Callable[[Result], float]] = {
+    "flops": lambda record: record.train_flops,
+    "seconds": lambda record: record.device_seconds,
 }
+
+
+def limits(**bounds: float) -> Limits:
+    return Limits(
+        bounds=bounds,
+        measured=lambda record: {
+            name: {"flops": record.train_flops, "params": float(record.params or 0)}[name] for name in bounds
+        },
+        foreseen=lambda recipe: {"flops": record(recipe, 0).train_flops},
+    )
+
+
 # No recipe of the default space costs more: kd and fitnets cost 1e9, rkd 2e9.
-LIMITS = Limits(
-    bounds={"flops": 4e9, "params": 10},
-    measured=lambda record: {"flops": flops(record), "params": float(record["params"] or 0)},
-    foreseen=lambda recipe: {"flops": flops(record(recipe, 0))},
-)
+LIMITS = limits(flops=4e9, params=10)
 
 
-def open_study(folder: Path | None, sampler: str, words: list[str], **more: Any) -> Study:
+def open_study(
+    folder: Path | None,
+    sampler: str,
+    words: list[str],
+    *,
+    limits: Limits | None = None,
+    margin: float | None = None,
+) -> Study:
     settings = config.parse([f"sampler={sampler}", *words])
-    space, menu = spaces.load(settings.space), settings.menu
-    costs = settings.costs
+    costs = settings.cost
     return Study(
-        space=lambda trial: space.suggest(trial, menu),
-        storage=optuna.storages.InMemoryStorage() if folder is None else f"sqlite:///{folder / 'study.db'}",
+        draws.look(settings.search_space()),
+        optuna.storages.InMemoryStorage() if folder is None else f"sqlite:///{folder / 'study.db'}",
         identity=settings.identity,
-        seeds=range(SEEDS),
-        sampler=settings.sampler,
-        trials=settings.trials,
-        seed=settings.seed,
-        objective=lambda record: (1 - record["stages"][-1]["val_accuracy"], *(OBJECTIVES[c](record) for c in costs)),
-        costs=costs,
-        **more,
+        goal=Goal(
+            values=lambda record: (1 - record.val_accuracy, *(OBJECTIVES[cost](record) for cost in costs)),
+            costs=costs,
+            limits=limits,
+        ),
+        design=Design(
+            seeds=range(SEEDS),
+            sampler=settings.sampler,
+            trials=settings.trials,
+            seed=settings.seed,
+            margin=margin,
+        ),
     )
 
 
@@ -131,13 +149,12 @@ class Contract:
         study = open_study(None, self.name, [f"cost={costs}"], limits=LIMITS)
         ran = drain(study)
         assert study.complete() and len(ran) == len(set(ran))
-        allowed = {key for key, (_, records) in study.settled.items() if records[0]["status"] == "complete"}
+        allowed = {key for key, (_, records) in study.settled.items() if records[0].status == "complete"}
         assert len(allowed) == 15
-        tight = Limits(bounds={"flops": 2.5e9}, measured=lambda r: {"flops": flops(r)}, foreseen=LIMITS.foreseen)
-        study = open_study(None, self.name, [f"cost={costs}"], limits=tight)
+        study = open_study(None, self.name, [f"cost={costs}"], limits=limits(flops=2.5e9))
         ran = drain(study)
         assert study.complete() and study.idle() and study.ask() is None
-        finished = {str(recipe) for recipe, records in study.settled.values() if records[0]["status"] == "complete"}
+        finished = {str(recipe) for recipe, records in study.settled.values() if records[0].status == "complete"}
         assert finished == {"kd", "fitnets", "rkd", "kd>fitnets", "fitnets>kd"}
         for trial in trials(study):
             assert len(trial.values or [1, 2]) >= 2
@@ -157,14 +174,27 @@ class Contract:
             study = open_study(None, self.name, words, limits=LIMITS)
             drain(study)
             assert study.complete()
-            assert study._study.metric_names == ["error", *config.parse([f"cost={costs}"]).costs]
+            assert study._study.metric_names == ["error", *config.parse([f"cost={costs}"]).cost]
             assert all(len(trial.values) == count for trial in trials(study) if trial.state.name == "COMPLETE")
+
+    def test_settings_are_searched_as_all_else(self) -> None:
+        """A space times a range, where no setting is drawn that would be idle."""
+        words = ["methods=[kd,rkd]", "max_stages=2", "kd.temperature=choice(1,2)", "learning_rate=choice(0.1,0.3)"]
+        study = open_study(None, self.name, words)
+        ran = drain(study)
+        # rkd at two rates; kd and both orders at two rates and temperatures
+        assert len(ran) == len(set(ran)) and len(study.settled) == 2 + 3 * 4 and study.complete()
+        told = [trial for trial in trials(study) if trial.state.name == "COMPLETE"]
+        assert len({trial.user_attrs["recipe"] for trial in told}) == len(told) == 14
+        for trial in told:
+            named = set(trial.params) & {"kd.temperature", "learning_rate"}
+            assert named == {"learning_rate"} | ({"kd.temperature"} if "kd(" in trial.user_attrs["recipe"] else set())
 
     def test_given_up_recipes_keep_their_beginnings(self) -> None:
         study = open_study(None, self.name, [], margin=0.02)
         drain(study)
         assert study.complete() and len(study.settled) == 15
-        statuses: Mapping[str, str] = {str(recipe): r[0]["status"] for recipe, r in study.settled.values()}
+        statuses: Mapping[str, str] = {str(recipe): r[0].status for recipe, r in study.settled.values()}
         assert {statuses[name] for name in ("kd", "fitnets", "rkd")} == {"complete"}
         assert {trial.state.name for trial in trials(study) if "given up" in trial.user_attrs.get("error", "")} == {
             "PRUNED"
@@ -175,7 +205,7 @@ class TestExhaustive(Contract):
     name, finite_only = "exhaustive", True
 
     def test_all_that_break_a_limit_are_listed(self) -> None:
-        tight = Limits(bounds={"flops": 2.5e9}, measured=lambda r: {"flops": flops(r)}, foreseen=LIMITS.foreseen)
+        tight = limits(flops=2.5e9)
         study = open_study(None, self.name, [], limits=tight)
         drain(study)
         assert len(study.settled) == 15 and study.complete()

@@ -32,7 +32,7 @@ def result(
 ) -> Result:
     """A result whose stages have the ids of the recipe's beginnings as keys. accuracy, told: of each beginning."""
     stages = tuple(
-        stage(prefix.id, val_accuracy=accuracy(prefix) if callable(accuracy) else accuracy, **told(prefix))
+        stage(prefix.id, **{"val_accuracy": accuracy(prefix) if callable(accuracy) else accuracy, **told(prefix)})
         for prefix in recipe.prefixes()
     )
     if error is None and status != COMPLETE:

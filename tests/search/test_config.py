@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -7,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from search import config
+import spaces
+from search import config, draws
+from smskd import experiment, methods, recipe
+from smskd.training import SETTINGS as TRAINING
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +31,6 @@ ROOT = Path(__file__).parents[2]
         (["lambda_base=nan"], "lambda_base >= 0"),
         (["methods=[kd"], "list"),
         (["seeds=1", "seeds=2"], "twice"),
-        (["space=weighting", "weighting=tcp"], "no effect"),
         (["cpus=0"], "cpus > 0"),
         (["data_dir=x"], "digits"),
         (["store=s3://me:secret@bucket/x"], "s3://bucket/x must be given without user:secret@"),
@@ -45,32 +48,39 @@ def test_bad_input_is_refused_with_the_mend(words: list[str], said: str) -> None
 
 
 def test_same_settings_same_folder_and_free_settings_do_not_move_it() -> None:
-    assert config.parse([]).folder == config.parse(["trials=3", "cpus=2", "confirm=0"]).folder
+    assert config.parse([]).folder == config.parse(["trials=3", "cpus=2", "threads=1", "confirm=0"]).folder
+    # as many cores, as many threads, on which the bits of a result depend
+    assert config.parse(["cpus=2"]).folder == config.parse(["threads=2"]).folder != config.parse([]).folder
+    assert config.parse(["cpus=0.5"]).folder == config.parse([]).folder
     assert config.parse([]).folder != config.parse(["epochs=1"]).folder
 
 
 def test_urls_are_not_taken_for_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config_ = config.parse(["store=s3://bucket/store", "out=s3://bucket/run", "storage=sqlite:///x.db"])
-    assert config_.pipeline["store"] == "s3://bucket/store"
+    assert config_.worker["store"] == "s3://bucket/store"
     assert config_.folder.parent == tmp_path / "runs" and config_.mirrored == "s3://bucket/run"
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(32))
     secret.chmod(0o600)
     signed = config.parse(["store=x", "store_key=secret"])
-    assert (signed.pipeline["store"], signed.pipeline["store_key"]) == (str(tmp_path / "x"), str(secret))
+    assert (signed.worker["store"], signed.worker["store_key"]) == (str(tmp_path / "x"), str(secret))
     assert signed.identity == config.parse([]).identity and signed.mirrored is None
 
 
 def test_workers_look_for_a_set_where_the_driver_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def folder(*words: str) -> str | None:
+        found: str | None = config.parse(words).worker["experiment"].get("data_dir")
+        return found
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("smskd.datasets.DEBIAN_FASHION_MNIST", tmp_path / "none")
     for data in ("cifar10", "cifar100", "fashion_mnist"):
-        assert config.parse([f"data={data}"]).pipeline["data_dir"] == str(tmp_path / "runs" / "data")
-    assert config.parse(["data=cifar100", "data_dir=x"]).pipeline["data_dir"] == str(tmp_path / "x")
-    assert config.parse(["data=digits"]).pipeline["data_dir"] is None
+        assert folder(f"data={data}") == str(tmp_path / "runs" / "data")
+    assert folder("data=cifar100", "data_dir=x") == str(tmp_path / "x")
+    assert folder("data=digits") is None
     monkeypatch.setattr("smskd.datasets.DEBIAN_FASHION_MNIST", tmp_path)
-    assert config.parse(["data=fashion_mnist"]).pipeline["data_dir"] is None
+    assert folder("data=fashion_mnist") is None
 
 
 @pytest.mark.parametrize(
@@ -133,31 +143,87 @@ def test_bad_input_exits_2_at_once_and_without_a_traceback() -> None:
     assert time.monotonic() - started < 15  # about two seconds on an idle machine
 
 
-def test_help_lists_every_space() -> None:
+def test_help_lists_every_space_and_every_setting() -> None:
     text = config.help_text()
-    for file in (ROOT / "spaces").glob("[a-z]*.py"):
-        assert file.stem in text
+    for name in spaces.available():
+        assert name in text
+    of_methods = [key for name in methods.available() for key in recipe.of_method(name)]
+    declared = [*recipe.SETTINGS, *recipe.SHORTHANDS, *TRAINING, *experiment.SETTINGS, *config.SETTINGS_OF_SEARCH]
+    for key in [*declared, *of_methods]:
+        assert re.search(rf"^  {re.escape(key)}=", text, flags=re.MULTILINE), key
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["epochs=3"], "compares at equal totals: give epochs_total="),
-        (["anchor=none"], "anchor= has no effect in space=systems"),
-        (["weighting=tcp"], "weighting= has no effect in space=systems"),
-        (["max_stages=2"], "max_stages= has no effect in space=systems"),
-        (["methods=[kd]"], "at least 2 methods"),
+        (["space=systems", "epochs=3"], "compares at equal totals: give epochs_total="),
+        (["space=systems", "epochs=choice(3,4)"], "compares at equal totals: give epochs_total="),
+        (["space=systems", "anchor=none"], "anchor= is chosen by the space itself"),
+        (["space=systems", "weighting=tcp"], "weighting= is chosen by the space itself"),
+        (["space=systems", "max_stages=2"], "max_stages= has no effect in space=systems"),
+        (["space=systems", "methods=[kd]"], "at least 2 methods"),
+        (["space=weighting", "weighting=tcp"], "weighting= is chosen by the space itself"),
+        (["space=weighting", "lambda_base=choice(0,1)"], "lambda_base= is chosen by the space itself"),
     ],
 )
-def test_what_does_not_fit_a_comparison_is_refused(words: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        config.parse(["space=systems", *words])
+def test_what_a_space_chooses_or_does_not_use_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        draws.look(config.parse(words).search_space())
 
 
 def test_a_comparison_has_a_total_of_three_stages() -> None:
-    assert config.parse(["space=systems"]).epochs_total == 36
+    assert config.parse(["space=systems"]).settings["epochs_total"] == 36
     given = config.parse(["space=systems", "epochs_total=150", "lambda_base=1"])
-    assert [given.stage_epochs(n) for n in (1, 4)] == [[150], [38, 38, 37, 37]]
-    assert config.parse(["epochs_total=10"]).stage_epochs(3) == [4, 3, 3]
+    epochs = {tuple(given.epochs(recipe)) for recipe in draws.look(given.search_space()).recipes}
+    assert epochs == {(150,), (75, 75), (50, 50, 50), (38, 38, 37, 37)}
+    ten = config.parse(["epochs_total=10", "max_stages=3"])
+    assert [ten.epochs(one) for one in draws.look(ten.search_space()).recipes if len(one.stages) == 3][0] == [4, 3, 3]
     with pytest.raises(ValueError, match="leave one out"):
         config.parse(["epochs_total=10", "epochs=2"])
+
+
+# --- settings of recipes
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["learning_rat=0.1"], "Did you mean 'learning_rate'"),
+        (["temperature=2"], "temperature is a setting of kd"),
+        (["temperature=2"], "kd(temperature=4)"),
+        (["kd.temprature=2"], "Did you mean 'temperature'"),
+        (["rkd.temperature=2"], "temperature is a setting of kd"),
+        (["at.weight=2"], "at.weight= has no effect: at is in no stage of methods=[kd,fitnets,rkd]"),
+        (["at.weight=choice(1,2)"], "at.weight= has no effect"),
+        (["learning_rate=0"], "learning_rate > 0 must hold, but got learning_rate=0"),
+        (["learning_rate=fast"], "learning_rate must be a number"),
+        (["stage_2.epochs=0"], "1 <= stage_2.epochs"),
+        (["stage_0.epochs=3"], "stage_0.epochs"),
+        (["schedule=cosin"], "Did you mean 'cosine'"),
+        (["milestones=[0.5,1]"], "0 < milestones < 1"),
+        (["epochs=2", "epochs_total=6"], "leave one out of epochs=2 and epochs_total=6"),
+        (["stage_2.epochs=2", "epochs_total=6"], "stage_2.epochs= is for each stage"),
+        (["epochs=choice(1,2)", "epochs_total=6"], "leave one out of epochs=choice(1,2)"),
+        (["split=[1,2,3]"], "split= divides epochs_total="),
+        (["stop=dominated", "epochs_total=6"], "leave stop= out"),
+        (["teacher_learning_rate=-1"], "teacher_learning_rate > 0 must hold"),
+        (["teacher=x.safetensors", "teacher_epochs=3"], "teacher_epochs= has no use"),
+        (["methods=[kd(temperature=0)]"], "kd.temperature > 0 must hold"),
+        (["methods=[kd(temperature=2]"], "this bracket isn't closed"),
+    ],
+)
+def test_settings_that_are_wrong_are_refused_with_the_mend(words: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)) as error:
+        config.parse(words)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_are_part_of_the_identity_and_the_folder() -> None:
+    plain = config.parse([])
+    for words in (["learning_rate=0.05"], ["kd.temperature=2"], ["kd.temperature=choice(2,4)"], ["teacher_epochs=3"]):
+        given = config.parse(words)
+        assert given.identity != plain.identity and given.folder != plain.folder
+        key, _, value = words[0].partition("=")
+        assert str(given.identity[key]) == value
+    assert config.parse(["learning_rate=0.05"]).told == {"learning_rate": "0.05"}
+    assert config.parse(["kd.temperature=choice(2,4)"]).told == {"kd.temperature": "choice(2,4)"}
