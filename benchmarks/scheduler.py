@@ -20,12 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import spaces
+from search import config, draws
+from search.jobs import StudySource
 from search.nodes import Nodes
-from search.searcher import Bench, QueueSearcher, StudySource
-from search.study import Record, Study
-from smskd.recipe import parse
-from spaces import Menu
+from search.searcher import QueueSearcher, Trials
+from search.study import Design, Goal, Study
+from smskd.notation import parse
+from smskd.result import Result, StageResult
 
 # Of one stage beside a plain one; the spread is that of a busy cluster.
 SECONDS: Mapping[str, float] = {"ce": 1.0, "kd": 1.1, "rkd": 1.3, "fitnets": 1.3, "at": 1.2, "sp": 1.2}
@@ -155,33 +156,32 @@ class Cluster:
         self._search.on_trial_result(device.trial, {"stage": device.stage + 1})
 
     def _outcome(self, device: _Device, stages: int) -> dict[str, Any]:
-        stage = {"val_accuracy": 0.9, "train_flops": 1.0, "device_seconds": 1.0, "key": "", "anchor_weights": {}}
-        stage |= {"agreement_teacher": 1.0, "agreement_previous": None, "stage_losses": []}
-        record = {"seed": device.seed, "status": "complete", "error": None, "params": 1, "stages": [stage] * stages}
-        return {"record": record | {"test_accuracy": None}, "trained": 0, "teacher": "t", "bench": None}
+        stage = StageResult(
+            key="", digest="", val_accuracy=0.9, train_flops=1.0, device_seconds=1.0, losses=(), anchor_weights={},
+            agreement_teacher=1.0, agreement_previous=None, stage_losses=(),
+        )  # fmt: skip
+        record = Result(recipe=device.recipe, seed=device.seed, params=1, stages=(stage,) * stages)
+        return {"record": record.to_dict(), "trained": 0, "teacher": "t", "bench": None}
 
 
 def simulate(devices: int, methods: Sequence[str], longest: int, *, seeds: int = SEEDS, seed: int = 0) -> Outcome:
     """One search of all orders of these methods, up to so many stages."""
-    space = spaces.load("stage_order")
-    menu = Menu(methods=tuple(methods), max_stages=longest, anchor="reference", weighting="fixed", lambda_base=0.5)
+    words = [f"methods=[{','.join(methods)}]", f"max_stages={longest}"]
+    scope = draws.look(config.parse(words).search_space())
     with tempfile.TemporaryDirectory() as scratch:
         study = Study(
-            space=lambda trial: space.suggest(trial, menu),
-            storage=f"sqlite:///{Path(scratch) / 'study.db'}",
+            scope,
+            f"sqlite:///{Path(scratch) / 'study.db'}",
             identity={},
-            seeds=range(seeds),
-            sampler=None,
-            trials=None,
-            seed=seed,
-            objective=_objective,
+            goal=Goal(values=_values),
+            design=Design(seeds=range(seeds), seed=seed),
         )
         assert study.points is not None, "a finite space"
         recipes = [recipe for _, recipe in study.points.values()]
-        source = StudySource(study, range(seeds), "tiny", splits_total=False)
-        bench = Bench(settings={}, digest=lambda: "t", meet=lambda told: None)
+        source = StudySource(study, range(seeds), "tiny")
+        trials = Trials(settings={}, epochs=lambda recipe: [1], digest=lambda: "t", meet=lambda told: None)
         cluster = Cluster(
-            QueueSearcher(source, {"tiny": bench}, lambda job, record, trained: None, Nodes(print)),
+            QueueSearcher(source, {"tiny": trials}, lambda job, record, trained: None, Nodes(print)),
             devices,
             SECONDS,
             seed,
@@ -206,8 +206,8 @@ def simulate(devices: int, methods: Sequence[str], longest: int, *, seeds: int =
     )
 
 
-def _objective(record: Record) -> tuple[float, float]:
-    return 0.1, float(len(record["stages"]))
+def _values(record: Result) -> tuple[float, float]:
+    return 0.1, float(len(record.stages))
 
 
 def main() -> None:

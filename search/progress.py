@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -297,6 +298,7 @@ def brief(recipe: Recipe) -> str:
     stages, *settings = str(recipe).split(" ")
     words = {"anchor=none": "no anchor"} | {f"weighting={name}": name for name in WEIGHTINGS}
     told = [words.get(one, one.replace("lambda_base=", "λ").replace("anchor=", "")) for one in settings]
+    told = [re.sub(r"^teachers=(.*)", r"\1 teachers", one) for one in told]
     return " ".join([stages.replace(">", "→"), *told])
 
 

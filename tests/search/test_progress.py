@@ -11,10 +11,10 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from search import progress
-from search.progress import FrontLine, Progress, Standing, brief, fitted, shortened
-from search.searcher import Job
-from search.study import Record
-from smskd.recipe import parse
+from search.jobs import Job
+from search.progress import FrontLine, Phase, Progress, Standing, brief, fitted, shortened
+from smskd.notation import parse
+from smskd.result import Result, StageResult
 
 LONG = "kd+fitnets>fitnets+rkd>rkd+at>kd+fitnets+rkd lambda_base=0.25 weighting=tcp_true"
 
@@ -43,13 +43,13 @@ class Shown:
         self.now, self.looks, self.recipes = 0.0, 0, 4
         named = ["tiny", "wrn40_2_shufflenetv2", "resnet56_resnet20"][:pairs]
         settings: dict[str, Any] = {
-            "console": self.console, "title": "search · tiny_teacher → tiny_student on digits", "counted": "recipes",
-            "counts": lambda: (self.recipes, 15), "remaining": lambda: 31, "standings": self.stand, "pairs": named,
+            "title": "search · tiny_teacher → tiny_student on digits", "counted": "recipes",
+            "counts": lambda: (self.recipes, 15), "remaining": lambda: 31, "standings": self.stand,
             "estimate": (90.0, 10.0), "again": "python -m search.run 'methods=[kd,rkd]'",
             "causes": {pair: Path(f"runs/{pair}/results.csv") for pair in named},
         }  # fmt: skip
         self.pairs = named
-        self.progress = Progress(**settings | changed)
+        self.progress = Progress(self.console, Phase(**settings | changed))
 
     def stand(self) -> list[Standing]:
         self.looks += 1
@@ -57,16 +57,18 @@ class Shown:
 
     def start(self) -> None:
         for k, recipe in enumerate((LONG, "kd>rkd")):
-            self.progress.trial_started(str(k), self.pairs[-1], recipe, 100_000 + k)
-        place = {"stage": 2, "epoch": 3, "epochs": 12, "val_accuracy": 0.9123, "reused": 1}
-        self.progress.trial_reported("0", place)
+            job = Job(pair=self.pairs[-1], recipe=recipe, seed=100_000 + k, test=False)
+            self.progress.trial_started(str(k), job, [12] * (recipe.count(">") + 1))
+        said = {"stage": 2, "epoch": 3, "epochs": 12, "val_accuracy": 0.9123, "reused": 1}
+        self.progress.trial_reported("0", said)
 
     def end(self, recipe: str = "kd>rkd", *, status: str = "complete", trained: int = 1, stages: int = 2) -> None:
-        record: Any = {
-            "seed": 1, "status": status, "error": None if status == "complete" else "stage 2 of 2: Diverged: NaN",
-            "params": 1, "stages": [{"val_accuracy": 0.91, "device_seconds": 4.0}] * stages, "test_accuracy": None,
-        }  # fmt: skip
-        told: Record = record
+        error = None if status == "complete" else "stage 2 of 2: Diverged: NaN"
+        stage = StageResult(
+            key="k", digest="d", val_accuracy=0.91, train_flops=1.0, device_seconds=4.0, losses=(), anchor_weights={},
+            agreement_teacher=1.0, agreement_previous=None, stage_losses=(1.0,),
+        )  # fmt: skip
+        told = Result(recipe=recipe, seed=1, status=status, error=error, params=1, stages=(stage,) * stages)
         self.progress.ended(Job(pair=self.pairs[-1], recipe=recipe, seed=1, test=False), told, trained)
 
     def lines(self) -> list[str]:
@@ -124,6 +126,16 @@ def test_a_running_trial_says_where_it_is_and_when_it_ends(clock: list[float]) -
     assert "1/2 kd" in next(line for line in shown.lines() if "100001" in line)
 
 
+def test_the_end_is_foreseen_for_stages_of_unequal_length(clock: list[float]) -> None:
+    shown = Shown(140)
+    shown.progress.trial_started("0", Job(pair="tiny", recipe="kd@epochs=2>rkd@epochs=30", seed=0, test=False), [2, 30])
+    shown.progress.trial_reported("0", {"stage": 1, "epoch": 1, "epochs": 2, "val_accuracy": None, "reused": 0})
+    clock[0] += 10
+    shown.progress.trial_reported("0", {"stage": 2, "epoch": 4, "epochs": 30, "val_accuracy": 0.9, "reused": 0})
+    # 5 epochs took 10 s, and 26 are left
+    assert "52 s" in next(line for line in shown.lines() if "4/30" in line)
+
+
 def test_a_teacher_that_is_trained_is_told(clock: list[float]) -> None:
     shown = Shown(100)
     shown.start()
@@ -147,19 +159,17 @@ def test_time_left_is_the_plans_or_else_that_of_the_trials(clock: list[float]) -
 def test_many_running_trials_fit_the_screen() -> None:
     shown = Shown(100, height=24)
     for k in range(64):
-        shown.progress.trial_started(str(k), "tiny", "kd", k)
+        shown.progress.trial_started(str(k), Job(pair="tiny", recipe="kd", seed=k, test=False), [12])
     lines = shown.lines()
     assert len(lines) <= 24 and any("more" in line for line in lines)
 
 
-def test_the_front_is_summed_up_seldom(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = Shown(100)
-
+def test_the_front_is_summed_up_seldom(clock: list[float]) -> None:
     def slow() -> list[Standing]:
         clock[0] += 0.2
         return [standing(1, 0.5)]
 
-    monkeypatch.setattr(shown.progress, "_standings", slow)
+    shown = Shown(100, standings=slow)
     began = clock[0]
     for _ in range(1000):
         clock[0] += 0.01
@@ -210,14 +220,15 @@ def test_a_text_is_cut_with_an_ellipsis() -> None:
         ("kd", "kd"),
         ("kd>rkd", "kd→rkd"),
         ("kd weighting=tcp lambda_base=1", "kd"),
-        ("kd>rkd weighting=tcp lambda_base=0.25", "kd→rkd λ0.25 tcp"),
+        ("kd>rkd weighting=tcp lambda_base=0.25", "kd→rkd tcp λ0.25"),
         ("kd>rkd anchor=none", "kd→rkd no anchor"),
         ("kd>rkd anchor=ewc", "kd→rkd ewc"),
         ("kd+rkd teachers=2", "kd+rkd 2 teachers"),
+        ("kd(temperature=2)@epochs=5>rkd", "kd(temperature=2)@epochs=5→rkd"),
     ],
 )
 def test_a_recipe_is_told_shortly(recipe: str, said: str) -> None:
-    assert brief(parse(recipe)) == said
+    assert brief(parse(recipe).effective({})) == said
 
 
 def outcome(**changed: Any) -> progress.Outcome:

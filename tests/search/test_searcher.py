@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,75 +13,103 @@ from typing import Any
 import pytest
 
 from benchmarks import scheduler
-from search import bench, searcher, trainable
+from search import facts, searcher, trainable
+from search.jobs import Job, ListSource, RoundRobin, Source
 from search.nodes import Nodes
-from search.searcher import Job, ListSource
-from search.study import Record
-from search.trainable import failure
-from smskd import pipeline
-from smskd.forgetting import Kept
+from smskd import bench, pipeline
+from smskd.experiment import Experiment
+from smskd.recipe import Recipe
+from smskd.result import Result, StageResult, failure
+from smskd.stage import Diverged
 
 
-def prepared(on_epoch: Callable[[int, int], None]) -> Any:
+def prepared(experiment: Experiment, store: Any, *, device: str, on_epoch: Callable[[int, int], None]) -> Any:
     on_epoch(1, 2)  # a teacher that is trained
-    return SimpleNamespace(teacher_digest="t")
+    return SimpleNamespace(teacher_digest="t", experiment=experiment)
 
 
-def outcome(monkeypatch: pytest.MonkeyPatch, run: Any, prepare: Any = prepared) -> Any:
+def outcome(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, distil: Any, prepare: Any = prepared) -> Any:
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(trainable.tune, "report", told.append)
     monkeypatch.setattr(trainable, "_REPORT_EVERY_S", 0.0)
-    monkeypatch.setattr(pipeline, "run", run)
-    monkeypatch.setattr(pipeline, "prepare", prepare)
-    monkeypatch.setattr(bench, "describe", lambda prepared, latency, timed: {"latency": latency})
+    monkeypatch.setattr(pipeline, "distil", distil)
+    monkeypatch.setattr(bench, "prepare", prepare)
+    monkeypatch.setattr(facts, "describe", lambda prepared, latency, timed: {"latency": latency})
     config = {
-        "cpus": 1, "recipe": "kd>rkd>kd", "seed": 4, "test": False, "epochs": 2, "epochs_total": None, "pipeline": {},
+        "recipe": "kd>rkd>kd", "seed": 4, "test": False, "device": "cpu",
+        "worker": {"experiment": {"pair": "tiny"}, "store": str(tmp_path), "store_key": None},
         "describe": True, "latency": False, "timed": False, "log": True, "protocol": "honest", "max_latency_ms": None,
         "hang_after": 60,
         "kind": None,
     }  # fmt: skip
-    trainable.train(config)
+    trainable.train(trainable.Benches(), config)
     return json.loads(told[-1]["outcome"])
 
 
 @pytest.mark.parametrize("reported", [False, True])
 @pytest.mark.parametrize("finished", [0, 1, 2])
 def test_a_failure_names_the_stage_it_happened_in(
-    monkeypatch: pytest.MonkeyPatch, finished: int, reported: bool
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, finished: int, reported: bool
 ) -> None:
-    def run(recipe: str, *, on_stage: Any, on_epoch: Any, **settings: Any) -> None:
+    def distil(recipe: Recipe, bench: Any, *, on_stage: Any, on_epoch: Any, **settings: Any) -> None:
         for number in range(1, finished + 1):
-            result = pipeline.StageResult(
-                key="k",
-                digest="d",
-                val_accuracy=0.5,
-                train_flops=1,
-                device_seconds=1,
-                losses=(),
-                anchor_weights={},
-                trained=True,
-                kept=Kept(agreement_teacher=1, agreement_previous=None, stage_losses=(1.0,)),
+            result = StageResult(
+                key="k", digest="d", val_accuracy=0.5, train_flops=1, device_seconds=1, losses=(), anchor_weights={},
+                trained=True, agreement_teacher=1, agreement_previous=None, stage_losses=(1.0,),
             )  # fmt: skip
             on_stage(number, result)
         if reported:
             on_epoch(finished + 1, 1, 2)
-        raise RuntimeError("broken")
+        raise Diverged("broken")
 
-    told = outcome(monkeypatch, run)
+    told = outcome(monkeypatch, tmp_path, distil)
     record, trained = told["record"], told["trained"]
     assert told["teacher"] == "t" and told["bench"] == {"latency": False}
     assert record["status"] == "failed"
     assert record["seed"] == 4
-    assert record["error"] == f"stage {finished + 1} of 3: RuntimeError: broken"
+    assert record["error"] == f"stage {finished + 1} of 3: Diverged: broken"
+    assert record["traceback"] is None
     assert trained == finished
 
 
-def test_a_teacher_that_cannot_be_had_is_a_problem_of_every_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    def prepare(on_epoch: Any) -> None:
+def test_a_mistake_in_the_code_is_told_with_its_place_and_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def distil(recipe: Recipe, bench: Any, **settings: Any) -> None:
+        raise AttributeError("'Output' object has no attribute 'logts'")
+
+    record = outcome(monkeypatch, tmp_path, distil)["record"]
+    assert re.fullmatch(
+        r"stage 1 of 3: AttributeError: .*'logts' \(search/test_searcher\.py, line \d+\)", record["error"]
+    )
+    assert "Traceback (most recent call last)" in record["traceback"] and "in distil" in record["traceback"]
+
+
+def test_a_teacher_that_cannot_be_had_is_a_problem_of_every_trial(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def prepare(*of: Any, **more: Any) -> None:
         raise ValueError("no such teacher")
 
-    told = outcome(monkeypatch, lambda *_, **__: pytest.fail("nothing may be trained"), prepare)
-    assert told == {"problem": "data and teacher can't be prepared: ValueError: no such teacher"}
+    told = outcome(monkeypatch, tmp_path, lambda *_, **__: pytest.fail("nothing may be trained"), prepare)
+    assert told["problem"].startswith("data and teacher can't be prepared: ValueError: no such teacher")
+
+
+def test_a_bench_is_made_ready_once_a_worker_and_the_last_two_are_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[str] = []
+
+    def prepare(experiment: Experiment, store: Any, **more: Any) -> Any:
+        made.append(str(experiment.train_size))
+        return SimpleNamespace(experiment=experiment)
+
+    monkeypatch.setattr(bench, "prepare", prepare)
+    benches = trainable.Benches()
+    for size in (100, 200, 100, 200, 300, 100):
+        worker = {"experiment": {"train_size": size}, "store": str(tmp_path), "store_key": None}
+        assert benches.get({"worker": worker, "device": "cpu"}, lambda *_: None).experiment.train_size == size
+    assert made == ["100", "200", "300", "100"]
 
 
 def test_steps_of_training_and_waiting_for_a_lock_are_progress(tmp_path: Path) -> None:
@@ -167,7 +196,7 @@ class FakeTune:
             if what == "worker dies":
                 self.search.on_trial_complete(trial_id, result=None, error=True)
                 continue
-            record = {"seed": config["seed"], "status": "complete", "error": None}
+            record = Result(recipe=config["recipe"], seed=config["seed"]).to_dict()
             told = {"record": record, "trained": 1, "teacher": what, "bench": {"digest": what}}
             if what == "problem":
                 told = {"problem": "no such teacher"}
@@ -176,17 +205,18 @@ class FakeTune:
             raise AssertionError("Tune would go on")
 
 
-def fit(tune: FakeTune, known: str | None = None) -> tuple[list[tuple[int, Record]], list[Any]]:
-    ended: list[tuple[int, Record]] = []
+def fit(tune: FakeTune, known: str | None = None) -> tuple[list[tuple[int, Result]], list[Any]]:
+    ended: list[tuple[int, Result]] = []
     benches: list[Any] = []
     searcher.fit(
-        ListSource(JOBS, _ignore, splits_total=False),
-        benches={"tiny": searcher.Bench(
-            settings={"pipeline": {"pair": "tiny"}},
+        ListSource(JOBS, _ignore),
+        trials={"tiny": searcher.Trials(
+            settings={},
+            epochs=lambda recipe: [1],
             digest=lambda: known if known else benches[0]["digest"] if benches else None,
             meet=benches.append,
         )},
-        cpus=1, gpus=0, hang_after=60, progress=None, nodes=Nodes(print),  # type: ignore[arg-type]
+        demand=searcher.Demand(cpus=1, gpus=0, hang_after=60), progress=None, nodes=Nodes(print),  # type: ignore[arg-type]
         on_end=lambda job, record, trained: ended.append((job.seed, record)),
     )  # fmt: skip
     return ended, benches
@@ -208,8 +238,8 @@ def test_a_fit_that_ray_ends_again_and_again_is_given_up(monkeypatch: pytest.Mon
 
 def test_a_worker_that_dies_is_a_failed_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     ended, _ = fit(FakeTune(monkeypatch, [["worker dies", "t", "t", "t"]]))
-    assert [record["status"] for _, record in ended] == ["failed", "complete", "complete", "complete"]
-    assert "worker died 3 times" in str(ended[0][1]["error"])
+    assert [record.status for _, record in ended] == ["failed", "complete", "complete", "complete"]
+    assert "worker died 3 times" in str(ended[0][1].error)
 
 
 def test_a_problem_of_every_trial_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,22 +262,19 @@ JOBS_OF = {
 }
 
 
-def drain(source: searcher.Source) -> list[Job]:
+def drain(source: Source) -> list[Job]:
     return list(iter(source.next, None))
 
 
 def test_several_pairs_take_turns_and_end_when_all_have_ended() -> None:
-    kept: list[tuple[Job, Record]] = []
-    sources = {
-        pair: ListSource(jobs, lambda job, record: kept.append((job, record)), splits_total=False)
-        for pair, jobs in JOBS_OF.items()
-    }
-    source = searcher.RoundRobin(sources)
+    kept: list[tuple[Job, Result]] = []
+    sources = {pair: ListSource(jobs, lambda job, record: kept.append((job, record))) for pair, jobs in JOBS_OF.items()}
+    source = RoundRobin(sources)
     assert source.remaining() == 5
     jobs = drain(source)
     assert [(job.pair, job.seed) for job in jobs] == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("b", 2)]
     assert not source.exhausted()
-    record = trainable.failure(0, "broken")
+    record = failure("kd", 0, "broken")
     source.take(jobs[0], record)
     source.take(jobs[1], record)
     assert source.remaining() == 3
@@ -266,23 +293,27 @@ def queue_of_both(known: dict[str, str]) -> tuple[searcher.QueueSearcher, list[s
     """A searcher over two pairs, of which some teachers are known; and the pairs of the trials that ended."""
     ended: list[str] = []
     benches = {
-        pair: searcher.Bench(
-            settings={"epochs": epochs, "pipeline": {"pair": pair}},
+        pair: searcher.Trials(
+            settings={"worker": {"experiment": {"pair": pair}}},
+            epochs=lambda recipe, epochs=epochs: [epochs],  # type: ignore[misc]
             digest=lambda pair=pair: known.get(pair),  # type: ignore[misc]
             meet=lambda bench, pair=pair: known.__setitem__(pair, bench["digest"]),  # type: ignore[misc]
         )
         for pair, epochs in (("a", 1), ("b", 2))
     }
-    source = searcher.RoundRobin(
-        {pair: ListSource(jobs, _ignore, splits_total=False) for pair, jobs in JOBS_OF.items()}
-    )
+    source = RoundRobin({pair: ListSource(jobs, _ignore) for pair, jobs in JOBS_OF.items()})
     return searcher.QueueSearcher(
         source, benches, lambda job, record, trained: ended.append(job.pair), Nodes(print)
     ), ended
 
 
 def end(search: searcher.QueueSearcher, trial_id: str, teacher: str) -> None:
-    told = {"record": trainable.failure(0, "broken"), "trained": 0, "teacher": teacher, "bench": {"digest": teacher}}
+    told = {
+        "record": failure("kd", 0, "broken").to_dict(),
+        "trained": 0,
+        "teacher": teacher,
+        "bench": {"digest": teacher},
+    }
     search.on_trial_complete(trial_id, result={"outcome": json.dumps(told)})
 
 
@@ -290,8 +321,8 @@ def test_each_pair_has_its_settings_and_its_teacher() -> None:
     known: dict[str, str] = {}
     search, ended = queue_of_both(known)
     first, second = search.suggest("1"), search.suggest("2")
-    assert (first["pipeline"], first["epochs"], first["describe"]) == ({"pair": "a"}, 1, True)
-    assert (second["pipeline"], second["epochs"], second["describe"]) == ({"pair": "b"}, 2, True)
+    assert (first["worker"]["experiment"], first["epochs"], first["describe"]) == ({"pair": "a"}, [1], True)
+    assert (second["worker"]["experiment"], second["epochs"], second["describe"]) == ({"pair": "b"}, [2], True)
     end(search, "1", "teacher of a")
     assert search.suggest("3")["describe"] is False and search.suggest("4")["describe"] is True
     for trial_id, teacher in (("2", "teacher of b"), ("3", "teacher of a"), ("4", "teacher of b")):
@@ -313,13 +344,13 @@ def test_one_pairs_other_teacher_ends_the_search_and_is_named() -> None:
 # --- which job starts
 
 
-def _ignore(job: Job, record: Record) -> None:
+def _ignore(job: Job, record: Result) -> None:
     pass
 
 
 def test_a_job_waits_for_the_stage_that_another_trains_and_not_on_a_device() -> None:
     jobs = [Job(pair="tiny", recipe=r, seed=s, test=True) for r, s in (("kd>rkd", 0), ("kd>fitnets", 0), ("kd", 1))]
-    source = ListSource(jobs, _ignore, splits_total=False)
+    source = ListSource(jobs, _ignore)
     first = source.next()
     assert first == jobs[0]
     assert source.next() == jobs[2]  # another seed is another stage
@@ -330,17 +361,22 @@ def test_a_job_waits_for_the_stage_that_another_trains_and_not_on_a_device() -> 
 
 def test_a_job_whose_stage_failed_elsewhere_takes_it_over() -> None:
     jobs = [Job(pair="tiny", recipe=r, seed=0, test=True) for r in ("kd", "kd>fitnets")]
-    source = ListSource(jobs, _ignore, splits_total=False)
+    source = ListSource(jobs, _ignore)
     assert source.next() == jobs[0] and source.next() is None
-    source.take(jobs[0], failure(0, "killed"))
+    source.take(jobs[0], failure("kd", 0, "killed"))
     assert source.next() == jobs[1]
 
 
-def test_where_a_total_is_split_lengths_share_nothing() -> None:
-    jobs = [Job(pair="tiny", recipe=r, seed=0, test=True) for r in ("kd", "kd>fitnets", "kd>rkd")]
-    source = ListSource(jobs, _ignore, splits_total=True)
+def test_recipes_share_the_stages_that_are_of_one_length() -> None:
+    recipes = ("kd epochs=36", "kd>fitnets epochs=18", "kd>rkd epochs=18", "kd@epochs=36>rkd")
+    jobs = [Job(pair="tiny", recipe=r, seed=0, test=True) for r in recipes]
+    source = ListSource(jobs, _ignore)
     assert source.next() == jobs[0] and source.next() == jobs[1]
     assert source.next() is None
+    source.advance(jobs[1], 1)  # the first stage of 18 epochs is there now
+    assert source.next() == jobs[2] and source.next() is None
+    source.take(jobs[0], Result(recipe=jobs[0].recipe, seed=0))
+    assert source.next() == jobs[3]
 
 
 @pytest.mark.parametrize("devices", [2, 8, 40])
