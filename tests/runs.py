@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from reports import results
+
 ROOT = Path(__file__).parents[1]
 SMALL = ["methods=[kd,rkd]", "train_size=100", "epochs=1", "seeds=2", "confirm=1", "teacher_epochs=1"]
-SAME = ["recipe", "recipe_id", "seed", "phase", "status", "val_accuracy", "test_accuracy", "train_flops", "n_stages"]
+SAME = ["recipe", "recipe_id", "methods", "seed", "phase", "status", "val_accuracy", "test_accuracy", "train_flops"]
+SAME += ["epochs_total", "n_stages"]
 # Ray's agents write their titles over the beginning of their environment, which is in random order: one of many stays.
 _MARKS = [f"SMSKD_TEST_MARK_{number}" for number in range(12)]
 
@@ -108,8 +111,9 @@ def free_port() -> int:
 
 
 def table(out: Path) -> pd.DataFrame:
-    """The columns of a run's results that an uninterrupted run would have as well."""
-    return pd.read_parquet(out / "results.parquet")[SAME]
+    """The columns of a run's results that an uninterrupted run would have as well; those of settings among them."""
+    found = results.read(out)
+    return found[[*SAME, *results.setting_columns(found)]]
 
 
 def finished(store: Path) -> dict[str, int]:

@@ -177,7 +177,7 @@ def test_a_comparison_has_a_total_of_three_stages() -> None:
     epochs = {tuple(given.epochs(recipe)) for recipe in draws.look(given.search_space()).recipes}
     assert epochs == {(150,), (75, 75), (50, 50, 50), (38, 38, 37, 37)}
     ten = config.parse(["epochs_total=10", "max_stages=3"])
-    assert [ten.epochs(one) for one in draws.look(ten.search_space()).recipes if len(one.stages) == 3][0] == [4, 3, 3]
+    assert next(ten.epochs(one) for one in draws.look(ten.search_space()).recipes if len(one.stages) == 3) == [4, 3, 3]
     with pytest.raises(ValueError, match="leave one out"):
         config.parse(["epochs_total=10", "epochs=2"])
 

@@ -75,10 +75,10 @@ def check_tensorboard(run: Path) -> None:
     rows = table(run)
     folders = {path.relative_to(run / "tensorboard") for path in run.glob("tensorboard/*/*")}
     assert {path.suffix for path in run.glob("tensorboard/**/*") if path.is_file()} <= {f".{os.uname().nodename}"}
-    named = rows["recipe"].str.replace(">", "-") + "-" + rows["recipe_id"] + "/seed-" + rows["seed"].astype(str)
+    named = rows["methods"].str.replace(">", "-") + "-" + rows["recipe_id"] + "/seed-" + rows["seed"].astype(str)
     assert {str(folder) for folder in folders} == set(named)
     for row in rows.to_dict("records"):
-        place = f"{row['recipe'].replace('>', '-')}-{row['recipe_id']}/seed-{row['seed']}"
+        place = f"{row['methods'].replace('>', '-')}-{row['recipe_id']}/seed-{row['seed']}"
         found = scalars(run / "tensorboard" / place)
         stages, last = row["n_stages"], 2 * row["n_stages"]
         assert [step for step, _ in found["val_accuracy"]] == [2 * k for k in range(1, stages + 1)]
@@ -105,7 +105,8 @@ def test_tensorboard_has_the_recipe_as_hyperparameters(run: Path) -> None:
     accumulator.Reload()
     content = accumulator.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     told = metadata.parse_session_start_info_plugin_data(content).hparams
-    assert told["recipe"].string_value == "kd>rkd" and told["phase"].string_value == "search"
+    assert told["recipe"].string_value == "kd>rkd epochs=2" and told["methods"].string_value == "kd>rkd"
+    assert told["stage_2.epochs"].number_value == 2 and told["phase"].string_value == "search"
     assert told["lambda_base"].number_value == 0.5 and told["n_stages"].number_value == 2
 
 
@@ -154,7 +155,7 @@ def test_a_search_taken_up_again_has_each_training_once(run: Path) -> None:
     with contextlib.closing(sqlite3.connect(run / "study.db")) as database, database:
         database.execute(
             "UPDATE trials SET state = 'RUNNING' WHERE trial_id = (SELECT trial_id FROM trial_user_attributes "
-            "WHERE key = 'recipe' AND value_json = '\"kd>rkd\"')"
+            "WHERE key = 'recipe' AND value_json = '\"kd>rkd epochs=2\"')"
         )
     search(run, LOG)
     check_tensorboard(run)
@@ -165,7 +166,8 @@ def test_a_search_taken_up_again_has_each_training_once(run: Path) -> None:
 
 
 def trial(trial_id: str = "t", **changes: Any) -> SimpleNamespace:
-    told = {"recipe": "kd>rkd", "seed": 3, "test": False, "pipeline": {"pair": "tiny", "data": "digits"}} | changes
+    told = {"recipe": "kd>rkd", "seed": 3, "test": False, "pair": "tiny"} | changes
+    told["worker"] = {"experiment": {"pair": "tiny", "data": "digits"}}
     return SimpleNamespace(trial_id=trial_id, config=told)
 
 
@@ -224,7 +226,7 @@ def test_a_training_that_failed_is_marked_as_such(tmp_path: Path, monkeypatch: p
     [
         (["log=[tensorbord]"], "Did you mean 'tensorboard'"),
         (["log=[tensorboard,tensorboard]"], "names one twice"),
-        (["log=tensorboard"], "log must be a list"),
+        (["log=[tensorboard"], "tensorboard"),
     ],
 )
 def test_wrong_loggers(words: list[str], message: str) -> None:
@@ -238,7 +240,8 @@ def test_a_logger_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, name: s
     monkeypatch.setattr(configs.importlib.util, "find_spec", lambda n: None if n == name else found(n))
     with pytest.raises(ValueError, match=rf"log=\[{name}\] needs {name}.*python -m pip install {pip}$"):
         configs.parse([f"log=[{name}]"])
-    assert configs.parse([]).log == ["tensorboard"] and configs.parse(["log=[]"]).log == []
+    assert configs.parse([]).log == ("tensorboard",) and configs.parse(["log=[]"]).log == ()
+    assert configs.parse(["log=tensorboard"]).log == ("tensorboard",)
 
 
 def test_a_logger_that_cannot_be_set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +333,12 @@ def test_pandas_polars_and_duckdb_read_the_documented_columns(run: Path) -> None
     names = [name for name, *_ in columns]
     by_pandas, by_polars = pd.read_parquet(path), polars.read_parquet(path)
     by_duckdb = duckdb.sql(f"SELECT * FROM '{path}'")
-    assert list(by_pandas.columns) == by_polars.columns == by_duckdb.columns == names
+    assert list(by_pandas.columns) == by_polars.columns == by_duckdb.columns
+    # after the documented ones those of the settings, of types that the page names, too
+    settings = {"epochs": "int64", "train_size": "int64", "teacher_epochs": "int64"}
+    assert by_polars.columns == [*names, *by_polars.columns[len(names) :]]
+    assert set(by_polars.columns[len(names) :]) == set(settings)
+    columns += [(name, kind, True) for name, kind in settings.items()]
     of_polars = {"str": polars.String, "int64": polars.Int64, "float64": polars.Float64}
     of_duckdb = {"str": "VARCHAR", "int64": "BIGINT", "float64": "DOUBLE"}
     kinds = dict(zip(by_duckdb.columns, map(str, by_duckdb.types), strict=True))
@@ -344,7 +352,7 @@ def test_pandas_polars_and_duckdb_read_the_documented_columns(run: Path) -> None
         assert duckdb.sql(f"SELECT count(*) - count({name}) FROM '{path}'").fetchall() == [(nulls,)], name
         if not nullable:
             assert nulls == 0, name
-        assert str(results.read(run)[name].dtype) == kind, name
+        assert str(results.read(run)[name].dtype) == (kind if name in names else kind.capitalize()), name
     mean = by_pandas.query("phase == 'search'")["val_accuracy"].mean()
     assert by_polars.filter(polars.col("phase") == "search")["val_accuracy"].mean() == pytest.approx(mean)
     ((found,),) = duckdb.sql(f"SELECT avg(val_accuracy) FROM '{path}' WHERE phase = 'search'").fetchall()

@@ -13,7 +13,7 @@ import pytest
 
 from search.config import cores
 from search.stopping import dominated_by
-from tests.search.test_run import search
+from tests.runs import search
 
 
 def rows(out: Path, phase: str = "search") -> pd.DataFrame:
@@ -45,7 +45,7 @@ def three(folder: Path) -> Path:
     first = rows(out).set_index(["recipe", "seed"])
     well(search(out, folder / "store", *words, "trials=4"))
     second = rows(out).set_index(["recipe", "seed"])
-    pd.testing.assert_frame_equal(second.loc[first.index], first)  # places, too
+    pd.testing.assert_frame_equal(second.loc[first.index], first)  # positions, too
     return out
 
 
@@ -81,12 +81,12 @@ def test_three_objectives_and_more_trials_for_a_finished_run(three: Path) -> Non
 
 
 @pytest.mark.slow
-def test_every_place_is_taken_once_and_every_stage_paid_once(three: Path) -> None:
-    table = pd.read_parquet(three / "results.parquet").sort_values("place")
-    assert table["place"].tolist() == list(range(len(table)))
+def test_every_position_is_taken_once_and_every_stage_paid_once(three: Path) -> None:
+    table = pd.read_parquet(three / "results.parquet").sort_values("position")
+    assert table["position"].tolist() == list(range(len(table)))
     assert table["phase"].tolist() == sorted(table["phase"], reverse=True)
     for _, group in table.groupby(["recipe_id", "phase"]):
-        assert group["place"].max() - group["place"].min() == len(group) - 1
+        assert group["position"].max() - group["position"].min() == len(group) - 1
     stages = pd.read_csv(three / "stages.csv")
     # kd and rkd, once a seed; each second stage is another
     paid = table[table["phase"] == "search"]["spent_flops"].sum()
@@ -103,9 +103,9 @@ def test_what_costs_more_than_the_limit_is_listed_and_not_trained(limited: Path,
     out, most = limited, bound(three)
     table, told = rows(out), info(out)
     assert told["limits"] == {"params": None, "latency_ms": None, "flops": most}
-    assert set(table.loc[table["status"] == "complete", "recipe"]) == {"kd", "rkd"}
+    assert set(table.loc[table["status"] == "complete", "methods"]) == {"kd", "rkd"}
     left_out = table[table["status"] == "pruned"]
-    assert set(left_out["recipe"]) == {"kd>rkd", "rkd>kd"} and left_out["val_accuracy"].isna().all()
+    assert set(left_out["methods"]) == {"kd>rkd", "rkd>kd"} and left_out["val_accuracy"].isna().all()
     assert (left_out[["spent_flops", "spent_seconds"]] == 0).all(axis=None)
     # what was counted is what training them recorded
     for recipe, group in left_out.groupby("recipe"):
@@ -127,7 +127,7 @@ def test_what_costs_more_than_the_limit_is_listed_and_not_trained(limited: Path,
     ("words", "said"),
     [
         (["max_params=10"], "max_params=10 can't hold for any recipe: the student of pair=tiny has 1442 parameters"),
-        (["max_flops=1e3"], "max_flops=1000 can't hold for any recipe: the cheapest, kd, takes"),
+        (["max_flops=1e3"], "max_flops=1000 can't hold for any recipe: the cheapest, kd epochs=1, takes"),
         (["max_latency_ms=1e-6"], "max_latency_ms=1e-06 can't hold for any recipe: the student takes"),
         (["warm_start=[nowhere]", "sampler=tpe"], "warm_start=nowhere: there is no study.db"),
         (["warm_start=.", "sampler=tpe"], "there is no study.db"),
@@ -149,14 +149,14 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(
 @pytest.mark.slow
 def test_another_runs_recipes_are_known_and_are_no_results(folder: Path, three: Path, limited: Path) -> None:
     out = folder / "warm"
-    words = ["space=recipe", "max_stages=2", "trials=3", "sampler=tpe", f"warm_start={limited}"]
+    words = ["space=everything", "max_stages=2", "trials=3", "sampler=tpe", f"warm_start={limited}"]
     well(search(out, folder / "store", *words))
     assert rows(out)["recipe_id"].nunique() == 3 and info(out)["recipes"] == 3
     assert set(pd.read_csv(out / "front.csv")["recipe_id"]) <= set(rows(out)["recipe_id"])
     study = optuna.load_study(study_name="smskd", storage=f"sqlite:///{out / 'study.db'}")
     assert study.user_attrs["learnt"] == {str(limited): 2}
     known = [t for t in study.trials if t.user_attrs.get("from") == str(limited)]
-    assert {t.user_attrs["recipe"] for t in known} == {"kd", "rkd"}
+    assert {t.user_attrs["recipe"] for t in known} == {"kd epochs=1", "rkd epochs=1"}
     result = search(folder / "other", folder / "store", "sampler=tpe", f"warm_start={three}")
     assert result.returncode == 2 and "has cost=flops,seconds and this run cost=flops" in result.stderr
 
@@ -169,13 +169,13 @@ def test_what_begins_with_a_dominated_stage_is_given_up(folder: Path) -> None:
     words = ["methods=[ce,kd]", "train_size=500", "epochs=5", "stop=dominated", "stop_margin=2", f"cpus={cores()}"]
     well(search(out, folder / "store", *words))
     table = rows(out)
-    means = table[table["n_stages"] == 1].groupby("recipe")[["val_accuracy", "train_flops"]].mean()
+    means = table[table["n_stages"] == 1].groupby("methods")[["val_accuracy", "train_flops"]].mean()
     point = {name: (1 - row.val_accuracy, row.train_flops) for name, row in means.iterrows()}
     assert dominated_by(point["kd"], {"ce": point["ce"]}, 0.02) == "ce", point
-    assert set(table.loc[table["status"] == "complete", "recipe"]) == {"ce", "kd", "ce>kd"}
+    assert set(table.loc[table["status"] == "complete", "methods"]) == {"ce", "kd", "ce>kd"}
     given_up = table[table["status"] == "pruned"]
-    assert set(given_up["recipe"]) == {"kd>ce"} and len(given_up) == 2
-    assert given_up["error"].str.contains("given up after stage 1 of 2: kd has").all()
+    assert set(given_up["methods"]) == {"kd>ce"} and len(given_up) == 2
+    assert given_up["error"].str.contains("given up after stage 1 of 2: kd epochs=5 has").all()
     assert (given_up["spent_flops"] == 0).all()  # its one stage is that of `kd`, which stands before it
     assert info(out)["stage_runs"] == 6 and not set(info(out)["front"]) & set(given_up["recipe_id"])
     study = optuna.load_study(study_name="smskd", storage=f"sqlite:///{out / 'study.db'}")

@@ -26,12 +26,16 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_a_search_leaves_its_files(done: tuple[Path, Path]) -> None:
     out, _ = done
     rows = table(out)
-    assert set(rows.loc[rows["phase"] == "search", "recipe"]) == {"kd", "rkd", "kd>rkd", "rkd>kd"}
+    assert set(rows.loc[rows["phase"] == "search", "methods"]) == {"kd", "rkd", "kd>rkd", "rkd>kd"}
+    assert set(rows["recipe"]) == {f"{methods} epochs=1" for methods in set(rows["methods"])}
     assert (rows["phase"] == "search").sum() == 8
     assert rows.loc[rows["phase"] == "search", "test_accuracy"].isna().all()
     assert rows.loc[rows["phase"] == "confirm", "test_accuracy"].notna().all()
     front = pd.read_csv(out / "front.csv")
-    assert set(front["recipe"]) | {"kd"} == set(rows.loc[rows["phase"] == "confirm", "recipe"]), "and the baseline"
+    searched = rows[(rows["phase"] == "search") & (rows["n_stages"] == 1)]
+    baseline = searched.groupby("recipe_id")["val_accuracy"].mean().sort_index().idxmax()
+    confirmed = set(rows.loc[rows["phase"] == "confirm", "recipe_id"])
+    assert set(front["recipe_id"]) <= confirmed <= {*front["recipe_id"], baseline}, "and the baseline"
     run = json.loads((out / "run.json").read_text())
     assert (run["recipes"], run["seeds"], run["stage_runs"], run["stage_runs_unshared"]) == (4, 2, 8, 12)
     stages = pd.read_csv(out / "stages.csv")
@@ -74,9 +78,11 @@ def test_best_recipe_trains_alone_from_the_store(done: tuple[Path, Path], tmp_pa
 @pytest.mark.parametrize(
     ("words", "recipes"),
     [
-        (["space=recipe", "trials=4", "cost=latency"], 4),
+        (["space=everything", "trials=4", "cost=latency"], 4),
         (["space=stage_count", "cost=params", "max_stages=2", "trials=5"], 5),
         (["space=weighting", "cost=seconds", "trials=3"], 3),
+        (["space=weights", "trials=3"], 3),
+        (["space=budget", "epochs=", "epochs_total=10", "max_stages=2", "trials=4"], 4),
     ],
 )
 def test_other_spaces_and_costs(words: list[str], recipes: int, done: tuple[Path, Path], tmp_path: Path) -> None:
@@ -114,4 +120,4 @@ def test_a_new_file_is_a_new_space(done: tuple[Path, Path], tmp_path: Path) -> N
     words = command(tmp_path / "run", done[1], "methods=", "space=twice")
     result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert set(pd.read_parquet(tmp_path / "run" / "results.parquet")["recipe"]) >= {"kd", "kd>kd"}
+    assert set(pd.read_parquet(tmp_path / "run" / "results.parquet")["methods"]) >= {"kd", "kd>kd"}

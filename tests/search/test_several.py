@@ -52,7 +52,7 @@ def test_each_pair_has_a_run_of_its_own_and_the_whole_is_their_sum(done: tuple[P
     for key in ("recipes", "stage_runs", "stage_runs_unshared", "failed"):
         assert whole[key] == sum(run[key] for run in runs)  # type: ignore[misc]
     assert (whole["recipes"], whole["stage_runs"], whole["stage_runs_unshared"]) == (8, 8, 12)
-    assert whole["config"]["pair"] == PAIRS and whole["finished"]  # type: ignore[index]
+    assert whole["experiment"]["pair"] == PAIRS and whole["finished"]  # type: ignore[index]
     rows = pd.concat([pd.read_parquet(out / pair / "results.parquet") for pair in sorted(PAIRS)], ignore_index=True)
     pd.testing.assert_frame_equal(pd.read_parquet(out / "results.parquet"), rows)
     assert (rows["phase"] == "search").sum() == 8
@@ -149,7 +149,7 @@ def test_one_driver_for_all_folders(tmp_path: Path, held: str) -> None:
 
 @pytest.mark.parametrize(("there", "asked"), [("tiny", "[tiny,resnet56_resnet20]"), (["tiny", "x"], "tiny")])
 def test_a_folder_holds_one_kind_of_search(tmp_path: Path, there: object, asked: str) -> None:
-    (tmp_path / "run.json").write_text(json.dumps({"config": {"pair": there}}))
+    (tmp_path / "run.json").write_text(json.dumps({"experiment": {"pair": there}}))
     words = [f"pair={asked}", f"out={tmp_path}", f"store={tmp_path / 'store'}"]
     with pytest.raises(ValueError, match="choose another folder"), several.held(config.parse_pairs(words)):
         pass
