@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import statistics
 import time
 from collections import Counter
@@ -133,6 +134,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     done = runs.search(folder / "run", folder / "store")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run", folder / "store"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the program, to be changed."""
+    for package in ("search", "smskd", "spaces", "reports"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(runs.ROOT / package, tmp_path / "checkout" / package, ignore=ignored)
+    return tmp_path / "checkout"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -43,8 +43,10 @@ def test_is_ended_and_tried_again_and_given_up(score: Score, undisturbed: tuple[
     words = ["max_stages=1", "confirm=0", "hang_after=10"]
     ended = runs.search(out, tmp_path / "store", *words, mark=mark, PYTHONPATH=path)
     assert ended.returncode == 3, ended.stdout + ended.stderr
-    rows = pd.read_parquet(out / "results.parquet").set_index(["methods", "seed"])
-    whole = pd.read_parquet(undisturbed[0] / "results.parquet").query("phase == 'search'").set_index(["methods", "seed"])
+    rows, whole = (
+        pd.read_parquet(run / "results.parquet").query("phase == 'search'").set_index(["methods", "seed"])
+        for run in (out, undisturbed[0])
+    )
     for trial, name in ((("kd", 0), "stopped"), (("kd", 1), "in C code")):
         with score.fault():
             assert (tmp_path / "sabotage" / name).exists()

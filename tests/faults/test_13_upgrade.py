@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ import torch
 
 from reports import build
 from search import run
-from smskd import job, pipeline
+from smskd import job, pairs, pipeline, train
 from smskd.experiment import Experiment
 from tests import runs
 from tests.faults.conftest import Score
@@ -57,23 +58,48 @@ def test_stages_of_before_are_not_taken_and_stay(
         assert trained(tmp_path) == ([False, False], first[1]), "back to the old version: its stages are there"
 
 
+def test_a_default_that_was_changed(score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe that doesn't say it means another training now; one that says the old value is found."""
+    first = trained(tmp_path)
+    before = runs.finished(tmp_path)
+    with score.fault():
+        defaults = {**pairs.get("tiny").defaults, "rkd.weight": 3.0}
+        monkeypatch.setattr("smskd.pairs.tiny.PAIR", replace(pairs.get("tiny"), defaults=defaults))
+        assert trained(tmp_path, "kd>rkd(weight=1)") == ([False, False], first[1])
+        flags, digests = trained(tmp_path)
+        assert flags == [False, True] and digests[1] != first[1][1]
+        assert trained(tmp_path, "kd>rkd(weight=3)") == ([False, False], digests)
+        score.kept(before, tmp_path)
+
+
+def test_a_recipe_s_file_of_before_is_refused(score: Score, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "best.yaml"
+    places = [f"out={tmp_path / 'student.safetensors'}", f"store={tmp_path / 'store'}"]
+    for line in ("lambda_base: 0.5", "epochs: 12", "weighting: fixed"):  # as settings of recipes stood there
+        with score.fault():
+            file.write_text(f"recipe: kd>rkd\npair: tiny\ndata: digits\n{line}\nseed: 0\n")
+            assert train.main([f"recipe={file}", *places]) == train.BAD_INPUT
+            error = capsys.readouterr().err
+            key = line.partition(":")[0]
+            assert f"{file} has {key}: " in error and f"kd>rkd {key}=" in error and len(error.splitlines()) == 1, error
+
+
 @pytest.mark.slow
 def test_a_search_with_upgraded_code_on_the_old_store(
-    score: Score, undisturbed: tuple[Path, Path], tmp_path: Path
+    score: Score, undisturbed: tuple[Path, Path], checkout: Path, tmp_path: Path
 ) -> None:
-    code, out, store, mark = tmp_path / "code", tmp_path / "run", tmp_path / "store", tmp_path.name
-    for package in ("search", "smskd", "spaces", "reports"):
-        shutil.copytree(runs.ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    out, store, mark = tmp_path / "run", tmp_path / "store", tmp_path.name
     for method in ("kd", "rkd"):
-        with (code / "smskd" / "methods" / f"{method}.py").open("a") as file:
+        with (checkout / "smskd" / "methods" / f"{method}.py").open("a") as file:
             file.write("\nUPGRADED = True\n")
     shutil.copytree(undisturbed[1], store)
     before = runs.finished(store)
     with score.fault():
         started = time.monotonic()
         done = subprocess.run(
-            runs.command(out, store), cwd=code, env=runs.environment(mark), capture_output=True, text=True, timeout=240
-        )
+            runs.command(out, store), cwd=checkout, env=runs.environment(mark), capture_output=True, text=True,
+            timeout=240, check=False,
+        )  # fmt: skip
         score.went_on(time.monotonic() - started)
         assert done.returncode == 0, done.stdout + done.stderr
         score.kept(before, store)
