@@ -67,14 +67,15 @@ class Kind(NamedTuple):
     batch_size: int
     settings: tuple[tuple[str, Value], ...] = ()
 
-    def steps(self, images: int) -> int:
-        """Of an epoch; an incomplete last batch is left out."""
-        return images // min(self.batch_size, images)
+
+def steps_of(batch_size: int, images: int) -> int:
+    """Steps of an epoch; an incomplete last batch is left out."""
+    return images // min(batch_size, images)
 
 
-def kind(recipe: Recipe, number: int, defaults: Defaults) -> Kind:
-    """Of a recipe's stage by number, from 1. defaults: the pair's, by flat key."""
-    stage, anchored = recipe.stages[number - 1], number > 1 and recipe.anchored
+def kind(recipe: Recipe, defaults: Defaults) -> Kind:
+    """Of a recipe's last stage. defaults: the pair's, by flat key."""
+    stage, anchored = recipe.stages[-1], len(recipe.stages) > 1 and recipe.anchored
     weighted = anchored and recipe.weighting != "fixed"
     values = stage.resolved(defaults)
     return Kind(
@@ -188,14 +189,9 @@ class Work:
     @cached_property
     def parts(self) -> dict[str, list[Part]]:
         """The stages of each recipe, by its id."""
-        defaults = self.config.experiment.defaults
+        config, defaults = self.config, self.config.experiment.defaults
         return {
-            recipe.id: [
-                Part(prefix.id, kind(recipe, number, defaults), epochs)
-                for number, (prefix, epochs) in enumerate(
-                    zip(recipe.prefixes(), self.config.epochs(recipe), strict=True), 1
-                )
-            ]
+            recipe.id: [Part(one.id, kind(one, defaults), config.epochs(one)[-1]) for one in recipe.prefixes()]
             for recipe in (*self.trials, *self.finished)
         }
 
@@ -218,12 +214,8 @@ def courses(config: Config) -> list[Work]:
             return [Work(config=config, trials=scope.recipes[:limit], finished=scope.recipes[:limit])]
     found = []
     for draw in range(_DRAWS):
-        design = Design(
-            seeds=config.search_seeds,
-            sampler="exhaustive" if config.sampler == "exhaustive" else "random",
-            trials=config.trials,
-            seed=draw,
-        )
+        sampler = "exhaustive" if config.sampler == "exhaustive" else "random"
+        design = Design(seeds=config.search_seeds, sampler=sampler, trials=config.trials, seed=draw)
         storage = optuna.storages.InMemoryStorage()
         study = Study(scope, storage, identity={}, goal=Goal(values=lambda record: (0.0, 0.0)), design=design)
         asked = list(iter(study.ask, None))
@@ -262,8 +254,8 @@ class Cost:
 def teacher_seconds(config: Config, found: Rehearsal, wanted: int) -> float:
     """What the teachers take that are still to be trained, of so many."""
     made = config.experiment.teacher_training
-    steps = made.epochs * (found.images // min(made.batch_size, found.images))
-    return len(set(range(wanted)) - found.teachers) * (found.teacher.seconds(steps).mid + found.teacher.around)
+    seconds = found.teacher.seconds(made.epochs * steps_of(made.batch_size, found.images)).mid + found.teacher.around
+    return seconds * len(set(range(wanted)) - found.teachers)
 
 
 def search_cost(
@@ -332,7 +324,7 @@ def _cost(
                 job += timing.reused
                 continue
             done.add((part.unit, seed))
-            spent.append(timing.seconds(part.epochs * part.kind.steps(found.images)))
+            spent.append(timing.seconds(part.epochs * steps_of(part.kind.batch_size, found.images)))
             disk += timing.size
             job += spent[-1].mid + timing.around
             for table in timing.tables & asked.keys():

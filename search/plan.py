@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -189,12 +190,14 @@ def _rehearse(what: tuple[Any, ...], processes: int, scratch: Path) -> list[Rehe
         RuntimeError: a process died.
     """
     os.environ.update(OMP_WAIT_POLICY="PASSIVE", OMP_NUM_THREADS="1")
-    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is ours to tell; they inherit that
+    resource_tracker.ensure_running()  # which would end the blocking below
+    # an interruption is ours to tell, and waits until they have started: they inherit what is blocked
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            started = [pool.submit(_answer, *what, scratch / str(number)) for number in range(processes)]
-            signal.signal(signal.SIGINT, heard)
             try:
+                started = [pool.submit(_answer, *what, scratch / str(number)) for number in range(processes)]
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
                 return [one.result() for one in started]
             except BaseException:
                 for process in multiprocessing.active_children():
@@ -202,8 +205,6 @@ def _rehearse(what: tuple[Any, ...], processes: int, scratch: Path) -> list[Rehe
                 raise
     except BrokenProcessPool:
         raise RuntimeError("a process that timed steps was killed, or ran out of memory") from None
-    finally:
-        signal.signal(signal.SIGINT, heard)
 
 
 def _answer(*what: Any) -> Rehearsal:

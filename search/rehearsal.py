@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from search.config import Config
-from search.estimate import Kind, Rehearsal, Timing, kind, merged
+from search.estimate import Kind, Rehearsal, Timing, kind, merged, steps_of
 from smskd import bench as benches
 from smskd import job as jobs
 from smskd import numerics as arithmetic
@@ -113,7 +113,7 @@ def rehearse(
         images=len(data.train),
         views=data.views,
         fills=_fills(Teacher(network, data), data, min(_batch_size(experiment), len(data.train))),
-        timed=min(timed, *(one.steps(len(data.train)) for one in found)),
+        timed=min(timed, *(steps_of(one.batch_size, len(data.train)) for one in found)),
         share=min(1.0, share) if on.type == "cpu" else 1.0,
         prepare=prepare,
         **there,
@@ -162,38 +162,32 @@ class _Rehearsed:
         # finds all stages in the store, as another trial would
         _, _, found = _distilled(recipe, bench, seed, _EPOCHS)
         timings = []
-        for number, (longer, done) in enumerate(zip(before.stages, result.stages, strict=True), 1):
-            one = kind(recipe, number, self._experiment.defaults)
-            flops = longer.train_flops - done.train_flops
-            timing = self._timing(
-                epochs[number - 1],
-                min(steps, one.steps(len(self._data.train))),
-                trained=done.device_seconds,
-                whole=ends[number] - ends[number - 1],
-                key=done.key,
-            )
+        for number, (prefix, done) in enumerate(zip(recipe.prefixes(), result.stages, strict=True)):
+            one, flops = kind(prefix, self._experiment.defaults), before.stages[number].train_flops - done.train_flops
+            most = min(steps, steps_of(one.batch_size, len(self._data.train)))
+            whole, reused = ends[number + 1] - ends[number], found[number + 1] - found[number]
             timing = dataclasses.replace(
-                timing,
-                reused=self._scale * (found[number] - found[number - 1]),
+                self._timing(epochs[number], most, trained=done.device_seconds, whole=whole, key=done.key),
+                reused=self._scale * reused,
                 flops=flops,
                 flops_once=done.train_flops - _EPOCHS * flops,
-                tables=self._tables(recipe.prefixes()[number - 1]),
+                tables=self._tables(prefix),
             )
             timings.append((one, timing))
         return timings
 
     def teacher(self, steps: int) -> Timing:
         """The teacher's own training."""
-        bench, job = self._bench(steps, 1), jobs.of_teacher(self._experiment, self._numerics)
-        training = dataclasses.replace(job.assignment.training, epochs=_EPOCHS, warmup_epochs=0, learning_rate=_RATE)
-        job = dataclasses.replace(job, assignment=dataclasses.replace(job.assignment, training=training))
-        network = benches.fresh(job.network, self._data, seed=0)
-        marks: list[float] = []
+        short = dataclasses.replace(
+            self._experiment, teacher=None, teacher_epochs=_EPOCHS, teacher_warmup_epochs=0, teacher_learning_rate=_RATE
+        )
+        network = benches.fresh(short.networks.teacher, self._data, seed=0)
+        setup, job, marks = self._bench(steps, 1).setup, jobs.of_teacher(short, self._numerics), list[float]()
         started = time.monotonic()
-        entry, _ = bench.setup.finish(job, network, on_epoch=lambda epoch, epochs: marks.append(time.monotonic()))
-        steps = min(steps, len(self._data.train) // min(training.batch_size, len(self._data.train)))
-        whole = time.monotonic() - started
-        return self._timing(marks, steps, trained=entry.facts["device_seconds"], whole=whole, key=entry.key)
+        entry, _ = setup.finish(job, network, on_epoch=lambda epoch, epochs: marks.append(time.monotonic()))
+        whole, trained = time.monotonic() - started, entry.facts["device_seconds"]
+        steps = min(steps, steps_of(short.teacher_training.batch_size, len(self._data.train)))
+        return self._timing(marks, steps, trained=trained, whole=whole, key=entry.key)
 
     def _timing(self, epochs: Sequence[float], steps: int, *, trained: float, whole: float, key: str) -> Timing:
         """Of a stage of so many steps an epoch. epochs: when each ended. trained: of `whole` seconds, in training."""

@@ -17,8 +17,12 @@ import spaces
 from search import config, estimate, plan, plan_file
 from search.estimate import Between, Kind, Rehearsal, Timing, Work
 from smskd import notation
+from smskd.bench import load_data
 from smskd.experiment import Experiment
+from smskd.job import of_student
 from smskd.notation import parse
+from smskd.numerics import FLOAT32
+from smskd.store import address
 from tests.runs import ROOT, SMALL, environment, marked
 
 
@@ -52,22 +56,35 @@ def work(*recipes: str, words: tuple[str, ...] = ()) -> Work:
 
 
 DEFAULTS = Experiment().defaults
-KD, RKD, ANCHORED = (
-    estimate.kind(parse(recipe), number, DEFAULTS) for recipe, number in (("kd", 1), ("rkd", 1), ("kd>rkd", 2))
-)
+KD, RKD, ANCHORED = (estimate.kind(parse(recipe), DEFAULTS) for recipe in ("kd", "rkd", "kd>rkd"))
 KINDS = {KD: timing(1.0, flops=1), RKD: timing(2.0, flops=2), ANCHORED: timing(4.0, flops=4)}
 
 
-@pytest.mark.parametrize("space", sorted(set(spaces.available()) - {"everything", "weights"}))
-def test_stages_are_counted_as_a_walk_over_all_recipes_counts_them(space: str) -> None:
-    settings = config.parse([f"space={space}"])
+FINITE = [f"space={space}" for space in spaces.available() if space not in ("everything", "weights")]
+UNEQUAL = ["stage_2.epochs=range(2,8,2)", "batch_size=choice(25,50,100)", "stage_1.learning_rate=choice(0.1,0.2)"]
+
+
+@pytest.mark.parametrize("word", [*FINITE, *UNEQUAL])
+def test_stages_are_counted_as_the_store_tells_them_apart(word: str) -> None:
+    settings = config.parse([word, "methods=[kd,rkd]"])
     (only,) = estimate.courses(settings)
     recipes = only.finished
     assert len({recipe.id for recipe in recipes}) == len(recipes) > 1
     assert only.unshared == 3 * sum(recipe.path.count(">") + 1 for recipe in recipes)
-    stages = {(prefix.id, settings.epochs(prefix)[-1]) for recipe in recipes for prefix in recipe.prefixes()}
-    parts = [part for recipe in recipes for part in only.parts[recipe.id]]
-    assert {(part.unit, part.epochs) for part in parts} == stages
+    data = load_data(settings.experiment)
+    keys: dict[str, str] = {}
+    for recipe in recipes:
+        parent = None
+        for prefix, part in zip(recipe.prefixes(), only.parts[recipe.id], strict=True):
+            assert part.unit == prefix.id and part.epochs == settings.epochs(prefix)[-1]
+            teachers = [str(number) for number in range(prefix.teachers)]
+            job = of_student(prefix, settings.experiment, FLOAT32, seed=0, parent=parent, teachers=teachers)
+            parent = address(job.identity(data))  # a stage's weights, of which the digest is, hang on its key alone
+            assert keys.setdefault(part.unit, parent) == parent
+    assert len(set(keys.values())) == len(keys)
+    found = rehearsal({part.kind: timing(1.0) for parts in only.parts.values() for part in parts})
+    cost = estimate.search_cost(only, found, slots=2)
+    assert cost.stage_runs == 3 * len(keys)
 
 
 def test_few_recipes_have_all_kinds_of_stage() -> None:
@@ -76,7 +93,7 @@ def test_few_recipes_have_all_kinds_of_stage() -> None:
         works = estimate.courses(settings)
         wanted = {part.kind for one in works for parts in one.parts.values() for part in parts}
         chosen = estimate.to_rehearse(works)
-        kinds = [estimate.kind(recipe, k, DEFAULTS) for recipe in chosen for k in range(1, len(recipe.stages) + 1)]
+        kinds = [estimate.kind(prefix, DEFAULTS) for recipe in chosen for prefix in recipe.prefixes()]
         assert set(kinds) == wanted and len(chosen) <= len(wanted)
 
 
@@ -173,9 +190,9 @@ def test_what_only_scales_a_loss_or_a_rate_makes_no_kinds_and_what_is_computed_d
         assert len(kinds("max_stages=1", searched)) == alone, searched
     assert len(kinds("max_stages=1", "batch_size=choice(25,50,100)")) == 3 * alone
     assert len(kinds("max_stages=1", "optimizer=choice(sgd,adamw)")) == 2 * alone
-    first, other = (estimate.kind(parse(f"fitnets(layer={layer})"), 1, DEFAULTS) for layer in (0, -1))
+    first, other = (estimate.kind(parse(f"fitnets(layer={layer})"), DEFAULTS) for layer in (0, -1))
     assert first != other
-    assert estimate.kind(parse("kd@clip_norm=1"), 1, DEFAULTS) != KD
+    assert estimate.kind(parse("kd@clip_norm=1"), DEFAULTS) != KD
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
@@ -278,12 +295,15 @@ def test_several_pairs_have_a_row_each_and_a_total(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_estimate_is_near_what_the_run_spends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [[], ["space=budget", "max_stages=2", "methods=[kd,rkd]", "epochs_total=16"]])
+def test_the_estimate_is_near_what_the_run_spends(words: list[str], tmp_path: Path) -> None:
     """Loosely, since other work may start or end in between; LOG.md has the ratios of an idle machine."""
-    words = ["out=run", "store=store", "confirm=0"]
+    words = [*words, "out=run", "store=store", "confirm=0"]
     assert run("search.plan", *words, cwd=tmp_path).returncode == 0
     assert run("search.run", *words, cwd=tmp_path).returncode == 0
-    said = json.loads((tmp_path / "run" / "run.json").read_text())["plan"]
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    said = info["plan"]
+    assert said["stage_runs"] == info["stage_runs"]
     assert said["device_seconds"][1] / 2 < said["spent_device_seconds"] < said["device_seconds"][1] * 2
 
 
