@@ -212,4 +212,6 @@ def plain_yaml(what: str, text: str, *, most_bytes: int = 64 * 1024, depth: int 
     except (yaml.YAMLError, UnicodeError, RecursionError):
         raise ValueError(f"{what} must be plain YAML, but got {shown(text)}") from None
     except ValueError as error:  # of a date or a number that is none, too
-        raise ValueError(str(error) if str(error).startswith(what) else f"{what} can't be {shown(text)}") from None
+        raise ValueError(
+            str(error) if str(error).startswith(what) else f"{what} has a date or a number that is none: {shown(text)}"
+        ) from None

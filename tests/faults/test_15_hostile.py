@@ -16,15 +16,16 @@ import torchvision.models
 
 import spaces
 from reports import build
-from reports.several import NAME
+from reports.load import NAME
 from search import config, run, several
 from smskd import datasets, methods, pairs, pipeline, train
+from smskd.experiment import Experiment
 from smskd.store import MANIFEST, Store
 from tests.faults.conftest import Score
 from tests.reports.conftest import make_run as make_run
 
 ROW = 15
-SMALL: dict[str, Any] = {"pair": "tiny", "data": "digits", "train_size": 100, "epochs": 1, "teacher_epochs": 1}
+SMALL = Experiment(train_size=100, teacher_epochs=1)
 
 
 class _Runs:
@@ -78,14 +79,14 @@ def test_pickle_in_data(refused: Callable[..., None], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("recipe: ${oc.env:SECRET}", "is taken as it stands"),
-        ('recipe: "\\x24{oc.env:SECRET}"', "is taken as it stands"),
-        ("recipe: kd\nstore: ${recipe}", "is taken as it stands"),
-        ("recipe: !!python/object/apply:os.system [touch ran]", "must hold flat"),
+        ("recipe: ${oc.env:SECRET}", "recipe -->$<--{oc.env:SECRET}: a method is expected"),
+        ('recipe: "\\x24{oc.env:SECRET}"', "recipe -->$<--{oc.env:SECRET}: a method is expected"),
+        ("recipe: kd\nteacher: ${oc.env:SECRET}", "${oc.env:SECRET}"),
+        ("recipe: !!python/object/apply:os.system [touch ran]", "must be plain YAML"),
         ("a: &a [x,x]\nb: &b [*a,*a]\nc: [*b,*b]", "must have no YAML aliases"),
         ("recipe: " + "[" * 5000 + "]" * 5000, "must be nested at most 8 deep"),
         ("recipe: kd\n#" + "x" * 70_000, "must be shorter than"),
-        ("recipe: " + "9" * 5000, "must hold flat"),
+        ("recipe: " + "9" * 5000, "best.yaml has a date or a number that is none"),
     ],
     ids=["variable", "escaped", "another key", "code", "bomb", "deep", "large", "digits"],
 )
@@ -94,11 +95,15 @@ def test_yaml(refused: Callable[..., None], tmp_path: Path, text: str, says: str
     refused(train.main, ["recipe=best.yaml", "out=out/s", "store=store"], says)
 
 
-@pytest.mark.parametrize(
-    "word", ["out=${oc.env:SECRET}", "teacher='${oc.env:SECRET}'", "methods=[kd,'${oc.env:SECRET}']", "out=???"]
-)
-def test_words(refused: Callable[..., None], word: str) -> None:
-    refused(run.main, [word, "epochs=1"], "is taken as it stands")
+def test_words(refused: Callable[..., None]) -> None:
+    """They are taken as they stand."""
+    asks = "${oc.env:SECRET}"
+    refused(run.main, [f"teacher={asks}", "out=run", "store=store"], f"teacher={asks}")
+    refused(run.main, [f"methods=[kd,{asks}]"], "recipe -->$<--{oc.env:SECRET}: a method is expected")
+    refused(run.main, [f"learning_rate={asks}"], f"learning_rate must be a number, but got '{asks}'")
+    refused(run.main, ["kd.temperature=choice(1,__import__('os').system('touch ran'))"], "must be a number")
+    for text in (asks, "???", "!!python/object/apply:os.system [touch ran]"):
+        assert config.parse([f"out={text}"]).out == text
 
 
 @pytest.mark.parametrize("name", ["../tiny", "..", "/etc", "tiny/..", "<script>", "tiny\x00"])
@@ -109,7 +114,7 @@ def test_names_that_could_leave_a_folder(refused: Callable[..., None], name: str
 
 def test_names_of_the_tables_are_names_of_folders() -> None:
     models = torchvision.models.list_models(module=torchvision.models)
-    known = [*pairs.PAIRS, *spaces.available(), *datasets.NAMES, *methods.available(), *models]
+    known = [*pairs.available(), *spaces.available(), *datasets.NAMES, *methods.available(), *models]
     assert len(known) > 100
     longest = sorted(models, key=len)[-2:]
     made = pairs.of_models(*longest).name
@@ -129,8 +134,11 @@ def test_keys_that_could_leave_the_store(score: Score, tmp_path: Path) -> None:
 
 def test_names_in_a_report(score: Score, make_run: Callable[..., Path]) -> None:
     evil = "</script><script>alert(1)</script>\\input{/etc/passwd}"
-    kd = {"recipe": "kd", "weighting": "fixed", "lambda_base": 0.5, "anchor": "reference", "teachers": 1}
-    folder = make_run(recipes=[kd, kd | {"recipe": evil}, kd | {"recipe": "kd>rkd", "anchor": evil}], seeds=2)
+    kd = {"methods": "kd", "weighting": "fixed", "lambda_base": 0.5, "anchor": "reference", "teachers": 1}
+    others = {"methods": evil}, {"methods": "kd>rkd", "anchor": evil}, {"methods": "kd>rkd", "optimizer": evil}
+    folder = make_run(
+        recipes=[kd | {"optimizer": "sgd"}, *(kd | {"optimizer": "sgd"} | one for one in others)], seeds=2
+    )
     info = json.loads((folder / "run.json").read_text())
     info["teacher"]["name"] = info["student"]["name"] = info["commit"] = info["config"]["space"] = evil
     (folder / "run.json").write_text(json.dumps(info))
@@ -149,9 +157,9 @@ def test_a_report_of_several_pairs_stays_in_its_folder(
 ) -> None:
     folder = make_run(seeds=2)
     info = json.loads((folder / "run.json").read_text())
-    info |= {"pairs": {}, "config": info["config"] | {"pair": ["tiny", "../../other"]}}
+    info |= {"pairs": {}, "experiment": info["experiment"] | {"pair": ["tiny", "../../other"]}}
     (folder / "run.json").write_text(json.dumps(info))
-    refused(build.main, [f"run={folder}"], "must be a list of names")
+    refused(build.main, [f"run={folder}"], "regex '^[a-z0-9][a-z0-9._-]{0,63}\\\\Z' - at `$.experiment.pair[1]`")
 
 
 @pytest.mark.parametrize("name", ["run.json", "stages.csv", "results.parquet", "student.json"])
@@ -170,13 +178,13 @@ def test_a_report_of_odd_files(refused: Callable[..., None], make_run: Callable[
 
 def test_manifests_are_set_aside_and_trained_anew(score: Score, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    wanted = pipeline.run("kd", **SMALL, store=tmp_path / "store", device="cpu")
+    wanted = pipeline.run("kd epochs=1", SMALL, store=tmp_path / "store", device="cpu")
     (stage,) = wanted.stages
     place = Store(tmp_path / "store").path(stage.key)
     for number, content in enumerate((b"[" * 100_000, b"[]", b'{"check": {}}', b"null", b"\x00", b"9" * 10_000), 1):
         with score.fault():
             (place / MANIFEST).write_bytes(content)
-            found = pipeline.run("kd", **SMALL, store=tmp_path / "store", device="cpu")
+            found = pipeline.run("kd epochs=1", SMALL, store=tmp_path / "store", device="cpu")
             assert found.stages[0].trained and found.stages[0].digest == stage.digest
             assert len(list((tmp_path / "store" / "aside").iterdir())) == number
 
