@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from reports import build, figures, results, stages
+from reports import build, figures, load, results, stages
 from search import config
 from smskd import experiment, methods, recipe, train, training
 from smskd.notation import parse
@@ -28,7 +28,7 @@ from smskd.store import MANIFEST, METHODS, WEIGHTS, Store, address, canonical
 from smskd.teacher import read_weights
 from tests.reports.conftest import make_run as make_run
 
-KD = {"recipe": "kd", "weighting": "fixed", "lambda_base": 0.5, "anchor": "reference", "teachers": 1}
+KD = {"methods": "kd", "weighting": "fixed", "lambda_base": 0.5, "anchor": "reference", "teachers": 1}
 # The same examples each time; fixtures are files that every example writes anew.
 FUZZ = settings(
     deadline=None, derandomize=True, database=None, max_examples=100,
@@ -240,7 +240,7 @@ def test_weights(tmp_path: Path, suffix: str) -> None:
 def run(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a small finished run. The largest figure, which takes half of a page's time, isn't drawn."""
     monkeypatch.setattr(figures, "accuracy", lambda **numbers: {})
-    return Path(make_run(recipes=[KD, KD | {"recipe": "kd>rkd"}, KD | {"recipe": "rkd"}], seeds=2, confirm=2))
+    return Path(make_run(recipes=[KD, KD | {"methods": "kd>rkd"}, KD | {"methods": "rkd"}], seeds=2, confirm=2))
 
 
 def test_run_json(run: Path) -> None:
@@ -298,13 +298,14 @@ def test_table(run: Path) -> None:
 
 def test_stages(run: Path) -> None:
     text = (
-        "recipe,recipe_id,seed,phase,stage,methods,val_accuracy,agreement_teacher,loss_of_stage_1,loss_of_stage_2\n"
+        "methods,recipe_id,seed,phase,stage,stage_methods,val_accuracy,agreement_teacher,loss_of_stage_1,"
+        "loss_of_stage_2\n"
         "kd>rkd,{id},0,search,1,kd,0.5,0.5,1.0,\nkd>rkd,{id},0,search,2,rkd,0.6,0.5,1.5,2.0\n"
     )
-    table, info = results.read(run), build.read_info(run)
-    text = text.replace("{id}", table.loc[table["recipe"] == "kd>rkd", "recipe_id"].iloc[0])
+    whole = load.run(run)
+    text = text.replace("{id}", whole.table.loc[whole.table["methods"] == "kd>rkd", "recipe_id"].iloc[0])
     (run / stages.NAME).write_text(text)
-    assert stages.contents(stages.read(run), table, info) is not None
+    assert stages.contents(stages.read(run), whole) is not None
 
     @FUZZ
     @given(st.data())
@@ -316,7 +317,7 @@ def test_stages(run: Path) -> None:
         content = data.draw(damaged(text.encode())) if data.draw(st.booleans()) else ",".join(words).encode()
         (run / stages.NAME).write_bytes(content)
         try:
-            stages.contents(stages.read(run), table, info)
+            stages.contents(stages.read(run), whole)
         except ValueError:
             return
 

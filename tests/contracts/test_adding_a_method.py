@@ -38,7 +38,7 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The file of CONTRIBUTING.md, in a folder outside the package."""
     assert NAME not in methods.available()
     text = CONTRIBUTING.read_text(encoding="utf-8")
-    found = re.search(rf"smskd/methods/{NAME}\.py`[^`]*```python\n(.*?)```\n", text, flags=re.DOTALL)
+    found = re.search(rf"smskd/methods/{NAME}\.py`.*?```python\n(.*?)```\n", text, flags=re.DOTALL)
     assert found, f"CONTRIBUTING.md must show smskd/methods/{NAME}.py in a block of Python"
     file = tmp_path / "methods" / f"{NAME}.py"
     file.parent.mkdir()
