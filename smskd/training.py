@@ -48,6 +48,8 @@ class Training:
             )
         if self.warmup_epochs and self.schedule == "one_cycle":
             raise ValueError("schedule=one_cycle climbs by itself: leave warmup_epochs= out, or take another schedule")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones= must rise, but got milestones={text_of(self.milestones)}")
         if self.nesterov and not self.momentum and self.optimizer == "sgd":
             raise ValueError(f"momentum > 0 with nesterov must hold, but got momentum={text_of(self.momentum)}")
 

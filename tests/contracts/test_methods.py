@@ -19,3 +19,8 @@ class TestMethods(MethodContract):
 
 def test_the_methods_are_found() -> None:
     assert {"kd", "fitnets", "rkd", "vid", "reviewkd", "logit_std", "crd"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_of_the_project_names_its_paper(name: str) -> None:
+    assert "arXiv" in (methods.load(name).__doc__ or "")
