@@ -67,10 +67,11 @@ class Draw(BaseTrial):
         return dict(self._distributions)
 
     # what Optuna's trials have beside it: a space has no use for them, and may look
-    def report(self, value: float, step: int) -> None: ...
+    def report(self, value: float, step: int) -> None:
+        raise NotImplementedError("a trial of several objectives has no report()")  # as in Optuna
 
     def should_prune(self) -> bool:
-        return False
+        raise NotImplementedError("a trial of several objectives has no should_prune()")
 
     def set_user_attr(self, key: str, value: Any) -> None: ...
 

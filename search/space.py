@@ -11,9 +11,8 @@ import spaces
 from search.ranges import Range, is_range
 from smskd.blame import where_raised
 from smskd.experiment import Experiment
-from smskd.notation import parse
 from smskd.recipe import SETTINGS, SHORTHANDS, Recipe, declaration, split_total, stage_number
-from smskd.settings import Value, text_of
+from smskd.settings import Value
 from smskd.training import SETTINGS as TRAINING
 from spaces import Menu
 
@@ -117,9 +116,7 @@ class SearchSpace:
                     self.felt.add(key)
                     continue
             if recipe.says("epochs" if key == "epochs_total" else key) or not self._kept(recipe, key, given):
-                said = any(parse(text).says(key) for text in self._menu.methods)
-                by = f"said in methods={text_of(self._menu.methods)}" if said else f"space={self._name}'s own choice"
-                raise ValueError(f"{key}= is {by}: leave it out")
+                raise ValueError(f"{key}= is chosen by space={self._name} itself: leave it out")
             if not recipe.feels(key, self._experiment.defaults):
                 continue
             self.felt.add(key)
