@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-import spaces
 from search import config as configs
 from search.config import Config
-from search.study import enumerate_space
-from smskd import models, pipeline, recipe
+from search.draws import enumerate_space
+from smskd import cost, job, models, pipeline
 from smskd.data import Data, Split
+from smskd.numerics import FLOAT32
 
 PAIRS = ("resnet50_mobilenetv2", "wrn40_2_shufflenetv2", "vgg19_resnet18")
 SETTINGS = ("space=systems", "data=cifar100", "epochs_total=150", "seeds=5")
@@ -50,30 +49,30 @@ def count(config: Config, data: Data) -> Cost:
     Raises:
         ValueError: the space isn't finite.
     """
-    space, menu, pair = spaces.load(config.space), config.menu, config.networks
-    points = enumerate_space(lambda trial: space.suggest(trial, menu))
+    points = enumerate_space(config.search_space())
     if points is None:
         raise ValueError(f"only a finite space can be counted, but space={config.space} isn't")
-    network = models.build(pair.teacher.name, num_classes=data.classes, in_channels=data.channels)
-    alone = recipe.parse("ce")
-    teacher_epochs = pair.teacher_epochs if config.teacher_epochs is None else config.teacher_epochs
-    images = pipeline.images_trained(teacher_epochs, pair.teacher_schedule, data)
-    teacher_flops = pipeline.stage_flops([], images, network, alone, data, [], None, {})
-    counter = pipeline.Counter(pair, data)
+    teacher = config.networks.teacher
+    network = models.build(teacher.name, num_classes=data.classes, in_channels=data.channels)
+    work = job.of_teacher(config.experiment, FLOAT32).assignment
+    teacher_flops = cost.FlopCounter(data).stage(teacher.name, work, network, [], [])
+    counter = pipeline.Counter(config.experiment, data)
     recipes = [one for _, one in points.values()]
-    shared: dict[tuple[Any, ...], float] = {}
-    every: list[float] = []
+    shared: dict[str, float] = {}
+    unshared = 0.0
     for one in recipes:
-        epochs = config.stage_epochs(len(one.stages))
-        for number, (prefix, flops) in enumerate(zip(one.prefixes(), counter.stages(one, epochs), strict=True), 1):
-            every.append(flops)
-            shared[prefix.id, *epochs[:number]] = flops
+        before = 0.0
+        for prefix in one.prefixes():
+            whole = counter.recipe(prefix)
+            shared[prefix.id] = whole - before
+            before = whole
+        unshared += before
     return Cost(
         recipes=len(recipes),
         stage_runs=len(shared),
-        stage_runs_unshared=len(every),
+        stage_runs_unshared=sum(len(one.stages) for one in recipes),
         flops=sum(shared.values()),
-        flops_unshared=sum(every),
+        flops_unshared=unshared,
         teacher_flops=teacher_flops,
         more_teachers_flops=teacher_flops * (max(one.teachers for one in recipes) - 1),
     )
@@ -98,19 +97,21 @@ def table() -> str:
     columns = []
     for pair in PAIRS:
         config = configs.parse([*SETTINGS, f"pair={pair}"])
-        cost, seeds = count(config, data), config.seeds + config.confirm
+        counted, seeds = count(config, data), config.seeds + config.confirm
         columns.append(
             {
                 "": f"`{pair}`",
-                "recipes": f"{cost.recipes}",
-                "trainings, search + confirmation": f"{cost.recipes * config.seeds} + {cost.recipes * config.confirm}",
-                "stage runs if nothing were shared": f"{cost.stage_runs_unshared * seeds}",
-                "stage runs": f"{cost.stage_runs * seeds}",
-                "FLOPs of these if nothing were shared": f"{cost.flops_unshared * seeds:.3g}",
-                "FLOPs of these": f"{cost.flops * seeds:.3g}",
-                "FLOPs of the teacher": f"{cost.teacher_flops:.3g}",
-                "FLOPs of the ensemble's two further teachers": f"{cost.more_teachers_flops:.3g}",
-                "FLOPs in all": f"{cost.flops * seeds + cost.teacher_flops + cost.more_teachers_flops:.3g}",
+                "recipes": f"{counted.recipes}",
+                "trainings, search + confirmation": " + ".join(
+                    f"{counted.recipes * count}" for count in (config.seeds, config.confirm)
+                ),
+                "stage runs if nothing were shared": f"{counted.stage_runs_unshared * seeds}",
+                "stage runs": f"{counted.stage_runs * seeds}",
+                "FLOPs of these if nothing were shared": f"{counted.flops_unshared * seeds:.3g}",
+                "FLOPs of these": f"{counted.flops * seeds:.3g}",
+                "FLOPs of the teacher": f"{counted.teacher_flops:.3g}",
+                "FLOPs of the ensemble's two further teachers": f"{counted.more_teachers_flops:.3g}",
+                "FLOPs in all": f"{counted.flops * seeds + counted.teacher_flops + counted.more_teachers_flops:.3g}",
             }
         )
     lines = [" | ".join(["", name, *(column[name] for column in columns), ""]).strip() for name in columns[0]]

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 class Case:
     """All orders of some methods, up to so many stages, with so many seeds each.
 
-    more: settings of pair and data, as the command line and smskd.pipeline.prepare take them.
+    more: settings of pair and data, as the command line and smskd.experiment.Experiment take them.
     """
 
     methods: tuple[str, ...]
@@ -73,7 +73,7 @@ def subset(folder: Path, train: int = 284, test: int = 100) -> Path:
 
     train_size= would leave validation whole, and looking at 6,000 images after each stage would be the most of it.
     """
-    whole = next((p for p in datasets.places("fashion_mnist", None) if (p / f"train-{_FILES[0]}.gz").is_file()), None)
+    whole = next((p for p in datasets.folders("fashion_mnist", None) if (p / f"train-{_FILES[0]}.gz").is_file()), None)
     if whole is None:
         sys.exit("case=fashion needs Fashion-MNIST's four .gz files, as Debian's dataset-fashion-mnist has them")
     folder.mkdir()
@@ -95,13 +95,17 @@ def plain_trial(config: dict[str, Any]) -> None:
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
 
-    from smskd import anchor, models, pipeline, recipe, stage
+    from smskd import anchor, job, models, stage
+    from smskd.bench import prepare
+    from smskd.experiment import Experiment
     from smskd.methods import ce
     from smskd.methods.base import Batch, View
+    from smskd.notation import parse
+    from smskd.store import open_store
 
     torch.set_num_threads(1)
     torch.manual_seed(config["seed"])
-    bench = pipeline.prepare(store=config["store"], **config["more"])
+    bench = prepare(Experiment(**config["more"]), open_store(config["store"]))
     data, teacher = bench.data, bench.teacher.network
     assert isinstance(data.train.images, torch.Tensor), "digits fit in memory"
     low, high = float(data.train.images.min()), float(data.train.images.max())
@@ -118,31 +122,30 @@ def plain_trial(config: dict[str, Any]) -> None:
             raw = change(Image.fromarray(np.asarray(pixels[index]))) * (high - low) + low
             return (raw - data.mean) / data.std, data.train.labels[index]
 
-    schedule = bench.pair.student_schedule
-    loader = DataLoader(Pictures(), batch_size=schedule.batch_size, shuffle=True, drop_last=True)
     student: Any = models.build(bench.pair.student.name, num_classes=data.classes, in_channels=data.channels)
-    for number, part in enumerate(recipe.parse(config["recipe"]).stages):
-        reference = anchor.freeze(student) if number else None
+    for prefix in parse(config["recipe"]).with_setting("epochs", config["epochs"]).prefixes():
+        parent = "" if len(prefix.stages) > 1 else None
+        asked = job.of_student(prefix, bench.experiment, bench.numerics, seed=0, parent=parent, teachers=[""])
+        work, training = asked.assignment, asked.assignment.training
+        loader = DataLoader(Pictures(), batch_size=training.batch_size, shuffle=True, drop_last=True)
+        reference = anchor.freeze(student) if work.anchored else None
         probes = stage.probe(student, data), [stage.probe(teacher, data)]
-        terms = [t.method for t in stage.build_terms(part, *probes, bench.pair.loss_weights, data.train.labels)]
+        terms = [t.method for t in stage.build_terms(work, *probes, data.train.labels)]
         parameters = [p for m in (student, *terms) for p in m.parameters()]
         optimizer = torch.optim.SGD(
             parameters,
-            lr=schedule.learning_rate,
-            momentum=schedule.momentum,
-            nesterov=schedule.nesterov,
-            weight_decay=schedule.weight_decay,
+            lr=training.learning_rate,
+            momentum=training.momentum,
+            nesterov=training.nesterov,
+            weight_decay=training.weight_decay,
         )
-        step, steps = 0, config["epochs"] * len(loader)
-        for _ in range(config["epochs"]):
+        schedule = stage.schedule_of(optimizer, training, len(loader))
+        for _ in range(training.epochs):
             for images, labels in loader:
-                for group in optimizer.param_groups:
-                    group["lr"] = stage.learning_rate(schedule, step, steps)
                 with torch.no_grad():
                     answer = View(teacher(images), bench.teacher.hint_index)
                 mine = View(student(images), student.hint_index)
-                weight = ce.weight(part.methods, ce.WEIGHTS)
-                loss = weight * ce.cross_entropy(mine.output.logits, labels)
+                loss = (training.ce or 0.0) * ce.cross_entropy(mine.output.logits, labels)
                 for method in terms:
                     loss = loss + sum(method(mine, answer, Batch(labels, labels[:0])).values())
                 if reference is not None:
@@ -152,7 +155,7 @@ def plain_trial(config: dict[str, Any]) -> None:
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()
-                step += 1
+                schedule.step()
     tune.report({"accuracy": stage.accuracy(student, data, data.validation)})
 
 

@@ -1,6 +1,6 @@
 """A search of 1,000 recipes: peak memory of driver and workers, the store's size, and what a trial costs in all.
 
-Recipes are drawn from space=recipe and hardly trained: what is kept of a recipe doesn't depend on how long it learned.
+Recipes are drawn from space=everything and hardly trained: what is kept of one doesn't depend on how long it learned.
     python -m benchmarks.memory [recipes=N]
 """
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
         words = [
-            "space=recipe",
+            "space=everything",
             f"trials={count}",
             "seeds=1",
             "confirm=0",

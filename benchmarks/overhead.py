@@ -18,6 +18,8 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks import made_up
+
 TRIALS = 200
 # What the driver imports before a search, and what a worker does; each in a process of its own.
 STARTS = {
@@ -27,13 +29,11 @@ STARTS = {
 }
 
 
-def nothing(config: dict[str, Any]) -> None:
+def nothing(benches: object, config: dict[str, Any]) -> None:
     """A trial that trains nothing."""
     from ray import tune
 
-    from search import trainable
-
-    record = trainable.failure(config["seed"], "nothing was to be done") | {"status": "complete", "error": None}
+    record = made_up.result(config["recipe"], config["seed"], [made_up.stage()]).to_dict()
     tune.report({"outcome": json.dumps({"record": record, "trained": 0, "teacher": "t", "bench": None})})
 
 
@@ -47,29 +47,26 @@ def timed(run: Callable[[], object]) -> float:
 def trials() -> tuple[float, float]:
     """Seconds of Ray's start and end, and of one of many trials that do nothing, on all cores."""
     from search import searcher, trainable
+    from search.jobs import Job, ListSource
     from search.nodes import Nodes
-    from search.progress import Progress
-    from search.searcher import Bench, Job, ListSource
+    from search.progress import Phase, Progress
 
     jobs = [Job(pair="tiny", recipe="kd", seed=seed, test=False) for seed in range(TRIALS)]
-    source = ListSource(jobs, lambda job, record: None, splits_total=False)
-    settings = {"pipeline": {"pair": "tiny"}, "cpus": 1}
-    bench = Bench(settings=settings, digest=lambda: "t", meet=lambda told: None)
+    source = ListSource(jobs, lambda job, record: None)
+    common = searcher.Trials(settings={}, epochs=lambda recipe: [1], digest=lambda: "t", meet=lambda told: None)
+    phase = Phase(
+        title="", counted="trainings", counts=lambda: (0, TRIALS), remaining=source.remaining, standings=list,
+        causes={"tiny": Path()}, estimate=None, again="",
+    )  # fmt: skip
     trainable.train = nothing
     whole = time.monotonic()
     with searcher.cluster(None):
-        progress = Progress(
-            console=Console(quiet=True), title="", counted="trainings", counts=lambda: (0, TRIALS), again="", causes={},
-            remaining=source.remaining, standings=list, pairs=["tiny"], estimate=None,
-        )  # fmt: skip
         inside = timed(
             lambda: searcher.fit(
                 source,
-                benches={"tiny": bench},
-                cpus=1,
-                gpus=0,
-                hang_after=3600,
-                progress=progress,
+                trials={"tiny": common},
+                demand=searcher.Demand(cpus=1, gpus=0, hang_after=3600),
+                progress=Progress(Console(quiet=True), phase),
                 on_end=lambda *told: None,
                 nodes=Nodes(print),
             )
@@ -84,8 +81,10 @@ def main() -> None:
         seconds = timed(functools.partial(subprocess.run, [sys.executable, "-c", code], check=True))
         lines.append(f"| {name} | {seconds:.2f} s |")
     with tempfile.TemporaryDirectory() as scratch:
-        made = "from smskd import pipeline; pipeline.prepare(store=sys.argv[1])"
-        command = [sys.executable, "-c", f"import sys; {made}", str(Path(scratch) / "store")]
+        made = (
+            "from smskd import bench, experiment, store; bench.prepare(experiment.Experiment(), store.open_store(it))"
+        )
+        command = [sys.executable, "-c", f"import sys; it = sys.argv[1]; {made}", str(Path(scratch) / "store")]
         first = timed(lambda: subprocess.run(command, check=True))
         again = timed(lambda: subprocess.run(command, check=True))
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024

@@ -20,13 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import made_up
 from search import config, draws
 from search.jobs import StudySource
 from search.nodes import Nodes
 from search.searcher import QueueSearcher, Trials
 from search.study import Design, Goal, Study
 from smskd.notation import parse
-from smskd.result import Result, StageResult
+from smskd.result import Result
 
 # Of one stage beside a plain one; the spread is that of a busy cluster.
 SECONDS: Mapping[str, float] = {"ce": 1.0, "kd": 1.1, "rkd": 1.3, "fitnets": 1.3, "at": 1.2, "sp": 1.2}
@@ -156,11 +157,7 @@ class Cluster:
         self._search.on_trial_result(device.trial, {"stage": device.stage + 1})
 
     def _outcome(self, device: _Device, stages: int) -> dict[str, Any]:
-        stage = StageResult(
-            key="", digest="", val_accuracy=0.9, train_flops=1.0, device_seconds=1.0, losses=(), anchor_weights={},
-            agreement_teacher=1.0, agreement_previous=None, stage_losses=(),
-        )  # fmt: skip
-        record = Result(recipe=device.recipe, seed=device.seed, params=1, stages=(stage,) * stages)
+        record = made_up.result(device.recipe, device.seed, [made_up.stage()] * stages)
         return {"record": record.to_dict(), "trained": 0, "teacher": "t", "bench": None}
 
 

@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,9 +21,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from smskd import anchor, cost, models, pairs, recipe, stage
+from smskd import anchor, cost, job, models, stage
 from smskd import data as datasets
 from smskd.data import Data, Split
+from smskd.experiment import Experiment
+from smskd.notation import parse
+from smskd.numerics import FLOAT32
 from smskd.teacher import Teacher
 
 # kind: recipe whose last stage is timed, and how many times the bare step it may take
@@ -63,31 +66,30 @@ def cifar_shaped(images: int, *, pad: int = 0, flip: bool = False) -> Data:
 
 def step_seconds(case: Case, rounds: int) -> tuple[dict[str, list[float]], float]:
     """Seconds of one step, by kind, a value a round; and FLOPs of the bare step."""
-    pair = pairs.get(case.pair)
+    experiment = Experiment(pair=case.pair)
+    pair = experiment.networks
     shape = {"num_classes": case.data.classes, "in_channels": case.data.channels}
     torch.manual_seed(0)
     teacher = Teacher(models.build(pair.teacher.name, **shape), case.data)
-    batch = min(pair.student_schedule.batch_size, len(case.data.train))
-    steps = len(case.data.train) // batch
     out: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    # a student that is hardly moved, so that no kind diverges for want of training
-    schedule = replace(pair.student_schedule, learning_rate=1e-6)
+    batch = steps = 0
     for _ in range(rounds):
         for kind, (notation, _) in KINDS.items():
-            parsed = recipe.parse(notation)
+            # a student that is hardly moved, so that no kind diverges for want of training
+            recipe = parse(f"{notation} learning_rate=1e-6 epochs={EPOCHS}")
+            parent = "" if len(recipe.stages) > 1 else None
+            asked = job.of_student(recipe, experiment, FLOAT32, seed=0, parent=parent, teachers=[""])
+            work = asked.assignment
+            batch = min(work.training.batch_size, len(case.data.train))
+            steps = len(case.data.train) // batch
             student = models.build(pair.student.name, **shape)
             ends: list[float] = []
             stage.train_stage(
                 student,
-                stage=parsed.stages[-1],
-                recipe=parsed,
-                reference=anchor.freeze(student) if len(parsed.stages) > 1 else None,
-                teachers=[teacher] if parsed.stages[-1].distils else [],
-                data=case.data,
-                schedule=schedule,
-                loss_weights=pair.loss_weights,
-                epochs=EPOCHS,
-                seed=0,
+                work,
+                case.data,
+                teachers=[teacher] * len(asked.teachers),
+                reference=anchor.freeze(student) if work.anchored else None,
                 on_epoch=functools.partial(_note, ends),
             )
             epochs = [after - before for before, after in itertools.pairwise(ends)]  # but for the first

@@ -1,6 +1,6 @@
 """What it takes to suggest a recipe and to tell what came of it, by how many are known: in SQLite, and in memory.
 
-Recipes of space=recipe with drawn results; nothing is trained. In memory: what the sampler itself takes.
+Recipes of space=everything with drawn results; nothing is trained. In memory: what the sampler itself takes.
     python -m benchmarks.suggestions [most=N]
 """
 
@@ -17,39 +17,31 @@ from pathlib import Path
 
 import optuna
 
-import spaces
-from search.study import Record, StageRecord, Study
-from spaces import Menu
+from benchmarks import made_up
+from search import config, draws
+from search.study import Design, Goal, Study
+from smskd.recipe import Recipe
+from smskd.result import Result
 
 SAMPLERS = ("tpe", "nsga2", "random")
 SIZES = (100, 1000, 5000)
 ROUNDS, SEEDS = 15, 3
-MENU = Menu(
-    methods=("kd", "fitnets", "rkd", "at"), max_stages=4, anchor="reference", weighting="fixed", lambda_base=0.5
-)
+WORDS = ("space=everything", "methods=[kd,fitnets,rkd,at]", "max_stages=4")
 
 
-def record(seed: int, stages: int, accuracy: float) -> Record:
+def drawn(recipe: Recipe, seed: int, accuracy: float) -> Result:
     """One training that never was."""
-    stage = StageRecord(
-        key="0" * 64, val_accuracy=accuracy, train_flops=1e9, device_seconds=1.0, anchor_weights={"mean": 0.3},
-        agreement_teacher=0.9, agreement_previous=None, stage_losses=[1.0] * stages,
-    )  # fmt: skip
-    return Record(seed=seed, status="complete", error=None, params=1000, stages=[stage] * stages, test_accuracy=None)
+    stages = [made_up.stage("0" * 64, accuracy=accuracy)] * len(recipe.stages)
+    return made_up.result(str(recipe), seed, stages)
 
 
 def opened(storage: str | optuna.storages.BaseStorage, sampler: str) -> Study:
     """The study of a search without end."""
-    space = spaces.load("recipe")
+    scope = draws.look(config.parse(WORDS).search_space())
+    goal = Goal(values=lambda told: (1 - told.val_accuracy, told.train_flops))
     return Study(
-        space=lambda trial: space.suggest(trial, MENU), storage=storage, identity={}, seeds=range(SEEDS),
-        sampler=sampler, trials=10**6, seed=0, objective=objective,
-    )  # fmt: skip
-
-
-def objective(told: Record) -> tuple[float, float]:
-    """Error and cost, as a search has them."""
-    return 1 - told["stages"][-1]["val_accuracy"], sum(stage["train_flops"] for stage in told["stages"])
+        scope, storage, identity={}, goal=goal, design=Design(seeds=range(SEEDS), sampler=sampler, trials=10**6)
+    )
 
 
 def rounds(study: Study, until: Callable[[int], bool], draw: random.Random) -> tuple[list[float], list[float]]:
@@ -61,10 +53,10 @@ def rounds(study: Study, until: Callable[[int], bool], draw: random.Random) -> t
         suggestion = study.ask()
         asked.append(1000 * (time.perf_counter() - started))
         assert suggestion is not None, "the space has no end"
-        stages = len(suggestion.recipe.stages)
+        results = [drawn(suggestion.recipe, seed, draw.random()) for seed in range(SEEDS)]
         started = time.perf_counter()
-        for seed in range(SEEDS):
-            study.tell(suggestion, record(seed, stages, draw.random()))
+        for result in results:
+            study.tell(suggestion, result)
         told.append(1000 * (time.perf_counter() - started))
     return asked, told
 

@@ -24,20 +24,21 @@ def one_seed(seed: int, store: str) -> list[dict[str, Any]]:
     import torch
 
     from smskd import pipeline
+    from smskd.experiment import Experiment
 
     torch.set_num_threads(1)
     rows: dict[str, dict[str, Any]] = {}
     for whole in table.longest():
-        result = pipeline.run(whole, pair="tiny", data="digits", epochs=EPOCHS, seed=seed, store=store)
+        result = pipeline.run(whole.with_setting("epochs", EPOCHS), Experiment(), seed=seed, store=store)
         for prefix, stage in zip(whole.prefixes(), result.stages, strict=True):
             rows[prefix.id] = {
                 "seed": seed,
-                "recipe": prefix.notation,
+                "methods": prefix.path,
                 "lambda_base": prefix.lambda_base if len(prefix.stages) > 1 else table.LAMBDAS[0],
                 "val_accuracy": round(stage.val_accuracy, 6),
                 "stage_flops": int(stage.train_flops),
             }
-    return sorted(rows.values(), key=lambda row: (row["recipe"].count(">"), row["recipe"], row["lambda_base"]))
+    return sorted(rows.values(), key=lambda row: (row["methods"].count(">"), row["methods"], row["lambda_base"]))
 
 
 def record(*, seeds: int, store: Path, path: Path = table.FILE) -> None:

@@ -16,14 +16,17 @@ import numpy as np
 import optuna
 import pandas as pd
 
+from benchmarks import made_up
 from benchmarks.samplers import table
 from reports.budget import Box, over_budget
-from search.study import Record, StageRecord, Study
+from search.draws import Scope, enumerate_space
+from search.study import Design, Goal, Study
 from smskd.recipe import Recipe
+from smskd.result import COMPLETE, Result
 
 OURS = ("exhaustive", "tpe", "nsga2", "gp", "random")
 STOCK = "OptunaSearch"
-TOLD = ["trial", "place", "recipe_id", "status", "val_accuracy", "train_flops", "spent_flops"]
+TOLD = ["trial", "position", "recipe_id", "status", "val_accuracy", "train_flops", "spent_flops"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +40,13 @@ class Recorded:
         """Of all stages, as if none were shared."""
         return sum(self.stage_flops[prefix.id] for prefix in recipe.prefixes())
 
-    def stages(self, recipe: Recipe) -> list[StageRecord]:
-        """As a training would have recorded them."""
-        return [
-            {
-                "key": prefix.id,
-                "val_accuracy": self.accuracy[prefix.id],
-                "train_flops": self.stage_flops[prefix.id],
-                "device_seconds": 0.0,
-                "anchor_weights": {},
-                "agreement_teacher": 0.0,
-                "agreement_previous": None,
-                "stage_losses": [],
-            }
+    def result(self, recipe: Recipe) -> Result:
+        """As a training would have been recorded."""
+        stages = [
+            made_up.stage(prefix.id, accuracy=self.accuracy[prefix.id], flops=self.stage_flops[prefix.id])
             for prefix in recipe.prefixes()
         ]
+        return made_up.result(str(recipe), 0, stages)
 
 
 def recorded(rows: pd.DataFrame) -> Recorded:
@@ -85,55 +80,39 @@ def replay(
         recipes: how many are to be settled, as trials= of a search; None: all.
         margin: of the early stopping at stage boundaries, in the unit of the error; None: off.
     """
+    points = enumerate_space(table.suggest)
+    assert points is not None, "the space of the table is finite"
     study = Study(
-        space=table.suggest,
-        storage=optuna.storages.InMemoryStorage(),  # a file would take most of the time
+        Scope(space=table.suggest, points=points, recipes=[recipe for _, recipe in points.values()]),
+        optuna.storages.InMemoryStorage(),  # a file would take most of the time
         identity={},
-        seeds=(0,),
-        sampler=sampler,
-        trials=recipes,
-        seed=seed,
-        objective=lambda record: (
-            1 - record["stages"][-1]["val_accuracy"],
-            sum(stage["train_flops"] for stage in record["stages"]),
-        ),
-        margin=margin,
+        goal=Goal(values=lambda told: (1 - told.val_accuracy, told.train_flops)),
+        design=Design(seeds=(0,), sampler=sampler, trials=recipes, seed=seed, margin=margin),
     )
     rows: list[dict[str, Any]] = []
     paid: set[str] = set()
     for trial in range(min(trials, len(world.accuracy))):
         asked = study.ask()
-        while asked is not None and not study.tell(asked, _record(world, asked.now)):
+        while asked is not None and not study.tell(asked, world.result(asked.now)):
             pass
         for key, (recipe, records) in list(study.settled.items())[len(rows) :]:
-            complete = records[0]["status"] == "complete"
-            new = [stage for stage in records[0]["stages"] if stage["key"] not in paid]
-            paid.update(stage["key"] for stage in new)
+            complete = records[0].status == COMPLETE
+            new = [stage for stage in records[0].stages if stage.key not in paid]
+            paid.update(stage.key for stage in new)
             rows.append(
                 {
                     "trial": trial,
-                    "place": len(rows),
+                    "position": len(rows),
                     "recipe_id": key,
-                    "status": records[0]["status"],
+                    "status": records[0].status,
                     "val_accuracy": world.accuracy[key] if complete else None,
                     "train_flops": world.train_flops(recipe) if complete else None,
-                    "spent_flops": sum(stage["train_flops"] for stage in new),
+                    "spent_flops": sum(stage.train_flops for stage in new),
                 }
             )
         if asked is None:
             break
     return pd.DataFrame(rows, columns=TOLD).astype({"val_accuracy": "float64", "train_flops": "float64"})
-
-
-def _record(world: Recorded, recipe: Recipe) -> Record:
-    return {
-        "seed": 0,
-        "status": "complete",
-        "error": None,
-        "params": 1,
-        "stages": world.stages(recipe),
-        "test_accuracy": None,
-    }
 
 
 def replay_stock(world: Recorded, *, seed: int, trials: int) -> pd.DataFrame:
@@ -162,7 +141,7 @@ def replay_stock(world: Recorded, *, seed: int, trials: int) -> pd.DataFrame:
         search.on_trial_complete(str(trial), {"error": 1 - accuracy, "flops": flops})
         rows.append(
             {
-                **{"trial": trial, "place": trial, "recipe_id": f"{recipe.id} {trial}", "status": "complete"},
+                **{"trial": trial, "position": trial, "recipe_id": f"{recipe.id} {trial}", "status": "complete"},
                 **{"val_accuracy": accuracy, "train_flops": flops, "spent_flops": flops},
             }
         )

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from smskd.recipe import Recipe, make
+from smskd.notation import make
+from smskd.recipe import Recipe
 from spaces import Trial
 
 METHODS = ("kd", "fitnets", "rkd", "at")
 LAMBDAS = (0.05, 0.2, 0.5, 2.0)
 FILE = Path(__file__).with_name("digits.csv")
-COLUMNS = ["seed", "recipe", "lambda_base", "val_accuracy", "stage_flops"]
+COLUMNS = ["seed", "methods", "lambda_base", "val_accuracy", "stage_flops"]
 
 
 def suggest(trial: Trial) -> Recipe:
@@ -56,7 +57,7 @@ def read(path: Path = FILE) -> pd.DataFrame:
     table = pd.read_csv(path, comment="#")
     table["recipe_id"] = [
         recipe(tuple(str(name).split(">")), lam).id
-        for name, lam in zip(table["recipe"], table["lambda_base"], strict=True)
+        for name, lam in zip(table["methods"], table["lambda_base"], strict=True)
     ]
     seeds = table.groupby("recipe_id")["seed"].agg(["size", "nunique"])
     if (seeds["size"] != table["seed"].nunique()).any() or (seeds["size"] != seeds["nunique"]).any():

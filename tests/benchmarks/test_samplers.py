@@ -32,8 +32,9 @@ from benchmarks.samplers.replay import (
     smallest_box,
 )
 from reports.budget import hypervolume
-from search.study import enumerate_space
+from search.draws import enumerate_space
 from smskd import pipeline
+from smskd.experiment import Experiment
 from smskd.recipe import Recipe
 
 RECIPES = {prefix.id: prefix for whole in table.longest() for prefix in whole.prefixes()}
@@ -66,8 +67,9 @@ def test_the_recorded_file_is_whole() -> None:
 
 
 def test_recording_writes_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def trained(recipe: Recipe, **settings: Any) -> Any:
-        assert settings["seed"] in (0, 1)
+    def trained(recipe: Recipe, experiment: Experiment, **settings: Any) -> Any:
+        assert settings["seed"] in (0, 1) and experiment == Experiment()
+        assert {dict(stage.settings)["epochs"] for stage in recipe.stages} == {record.EPOCHS}
         stages = [
             SimpleNamespace(val_accuracy=0.5 + k / 100 + settings["seed"] / 10, train_flops=1e9 * (k + 1))
             for k in range(len(recipe.stages))
@@ -101,7 +103,7 @@ def test_a_replay_settles_beginnings_and_repeats_nothing(world: Recorded, sample
     told = replay(world, sampler, seed=3, trials=12)
     assert told["recipe_id"].is_unique and told["trial"].nunique() == 12 < len(told)
     assert told["spent_flops"].tolist() == [world.stage_flops[key] for key in told["recipe_id"]]
-    for key, place in zip(told["recipe_id"], told["place"], strict=True):
+    for key, place in zip(told["recipe_id"], told["position"], strict=True):
         assert {prefix.id for prefix in RECIPES[key].prefixes()} <= set(told["recipe_id"][: place + 1])
     assert told.equals(replay(world, sampler, seed=3, trials=12))
     assert not told.equals(replay(world, sampler, seed=4, trials=12))
@@ -116,11 +118,11 @@ def test_early_stopping_saves_and_says_what_it_gave_up(world: Recorded) -> None:
     assert 0 < len(given_up) < 244 and given_up["val_accuracy"].isna().all()
     assert stopped["spent_flops"].sum() < free["spent_flops"].sum()
     # `at` alone is as dear as `fitnets` and now two points behind it: nothing that begins with it is trained
-    alone = {recipe.notation: key for key, recipe in RECIPES.items() if len(recipe.stages) == 1}
+    alone = {recipe.path: key for key, recipe in RECIPES.items() if len(recipe.stages) == 1}
     behind = replace(world, accuracy=world.accuracy | {alone["at"]: world.accuracy[alone["fitnets"]] - 0.02})
     given_up = replay(behind, "exhaustive", seed=0, margin=0.01).query("status == 'pruned'")
-    ended = {key for key in given_up["recipe_id"] if RECIPES[key].notation.startswith("at>")}
-    assert ended == {key for key, recipe in RECIPES.items() if recipe.notation.startswith("at>")}
+    ended = {key for key in given_up["recipe_id"] if RECIPES[key].path.startswith("at>")}
+    assert ended == {key for key, recipe in RECIPES.items() if recipe.path.startswith("at>")}
     assert given_up.loc[given_up["recipe_id"].isin(ended), "spent_flops"].sum() == 0
 
 

@@ -50,7 +50,8 @@ def test_a_trial_that_turns_nan_is_recorded_and_the_others_go_on(score: Score, t
     with score.fault():
         result = runs.search(tmp_path / "run", tmp_path / "store", f"methods=[{DIVERGES},rkd]", "max_stages=1")
         assert result.returncode == 3, result.stdout + result.stderr
-        assert "failed kd, seed 0: stage 1 of 1: Diverged: the loss is not finite in epoch 1 of 1" in result.stdout
+        told = "seed 0: stage 1 of 1: Diverged: the loss is not finite in epoch 1 of 1"
+        assert f"failed kd epochs=1 learning_rate=1e+30, {told}" in result.stdout
         assert all("Diverged" in cause for cause in failed_alone(tmp_path / "run", "kd"))
 
 

@@ -55,6 +55,6 @@ def test_is_ended_and_tried_again_and_given_up(score: Score, undisturbed: tuple[
         assert rows.loc[("rkd", 0), "status"] == "failed"
         cause = "the worker died 3 times, 3 of them ended by hang_after=: no progress for 10 s"
         assert rows.loc[("rkd", 0), "error"] == cause
-        assert f"failed rkd, seed 0: {cause}" in ended.stdout
+        assert f"failed rkd epochs=1, seed 0: {cause}" in ended.stdout
         assert rows.loc[("rkd", 1), "val_accuracy"] == whole.loc[("rkd", 1), "val_accuracy"]
     score.no_orphans(mark)
