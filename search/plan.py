@@ -302,13 +302,13 @@ def _notes(plan: Plan) -> list[str]:
     if config.confirm:
         members = _count(_sum([plan], lambda course: course.confirm.recipes))
         device = _sum([plan], lambda course: course.confirm.device)
-        at_most = "" if config.comparison else " at most"
+        at_most, recipes = "" if config.comparison else " at most", "recipe" if members == "1" else "recipes"
         lines.append(
-            f"Confirmation adds{at_most} {members} recipes {TIMES} {plural(config.confirm, 'fresh seed')}: "
+            f"Confirmation adds{at_most} {members} {recipes} {TIMES} {plural(config.confirm, 'fresh seed')}: "
             f"{duration(device.mid)}, ~{duration(_wall([plan], lambda course: course.confirm))} of wall."
         )
-    recipes = round(_sum([plan], lambda course: len(course.work.finished)).mid)
-    seen = {n: estimate.detectable(plan.sd, recipes, n) for n in dict.fromkeys((config.seeds, *_POWER_AT))}
+    pooled = round(_sum([plan], lambda course: len(course.work.finished)).mid)
+    seen = {n: estimate.detectable(plan.sd, pooled, n) for n in dict.fromkeys((config.seeds, *_POWER_AT))}
     said = f"standard deviation {number(plan.sd)} points, " + (f"from {plan.sd_from}" if plan.sd_from else "assumed")
     shown = [f"{plural(n, 'seed')}: {'unknown' if value is None else f'{value:.2f}'}" for n, value in seen.items()]
     lines.append(f"Smallest difference of two recipes seen with 80 % power, in points: {', '.join(shown)} ({said}).")

@@ -38,6 +38,7 @@ from smskd.result import Result
 from smskd.setup import Setup
 from smskd.store import Store, folder, is_url, open_store
 from smskd.teacher import Teacher, read_weights
+from smskd.training import TEACHER
 
 # Epochs of a rehearsed stage: the first pays what is paid once, the others are timed.
 _EPOCHS = 3
@@ -178,9 +179,8 @@ class _Rehearsed:
 
     def teacher(self, steps: int) -> Timing:
         """The teacher's own training."""
-        short = dataclasses.replace(
-            self._experiment, teacher=None, teacher_epochs=_EPOCHS, teacher_warmup_epochs=0, teacher_learning_rate=_RATE
-        )
+        few: dict[str, Any] = {"epochs": _EPOCHS, "warmup_epochs": 0, "learning_rate": _RATE}
+        short = dataclasses.replace(self._experiment, teacher=None, **{TEACHER + key: few[key] for key in few})
         network = benches.fresh(short.networks.teacher, self._data, seed=0)
         setup, job, marks = self._bench(steps, 1).setup, jobs.of_teacher(short, self._numerics), list[float]()
         started = time.monotonic()
