@@ -45,9 +45,12 @@ class SearchSpace:
         """fixed, ranges: settings of recipes by key; those of the whole are fixed by the menu, too."""
         self._module, self._name, self._menu, self._experiment = spaces.load(name), name, menu, experiment
         order = [*(name for name in SETTINGS if name not in _LATE), *_LATE]
-        self._given: dict[str, Value | Range] = dict(
-            sorted({**fixed, **ranges}.items(), key=lambda one: order.index(one[0]) if one[0] in order else -1)
-        )
+        self._given: dict[str, Value | Range] = {}  # what is of one stage, after what is of all
+        given: Mapping[str, Value | Range] = {**fixed, **ranges}
+        for of_one_stage in (False, True):
+            keys = [key for key in given if (stage_number(key)[0] is not None) is of_one_stage]
+            for key in sorted(keys, key=lambda key: order.index(key) if key in order else -1):
+                self._given[key] = given[key]
         self._choices: dict[str, tuple[Any, ...]] = {}
         self.felt: set[str] = set()  # keys of the command line that had an effect so far
 
@@ -81,7 +84,7 @@ class SearchSpace:
             of_stages = key not in SETTINGS and key not in SHORTHANDS
             # what is of the whole may have been searched there, at its default
             if (of_stages or (key in SETTINGS and key in there)) and recipe.feels(key, self.defaults):
-                recipe = recipe.with_setting(key, value, over=False)
+                recipe = recipe.with_setting(key, value, over=stage_number(key)[0] is not None)
         if "epochs_total" in fixed and not recipe.says("epochs"):
             recipe = split_total(recipe, fixed["epochs_total"], fixed.get("split"))
         return self._experiment.effective(recipe)
@@ -109,13 +112,14 @@ class SearchSpace:
 
     def _settled(self, recipe: Recipe, trial: BaseTrial) -> Recipe:
         shorthands: dict[str, Value] = {}
+        chosen = recipe  # as the space has it
         for key, given in self._given.items():
             if key == "epochs_total" and recipe.says("epochs"):  # a space may split it in its own way
                 epochs = [stage.resolved(self._experiment.defaults)["epochs"] for stage in recipe.stages]
                 if sum(epochs) == given:
                     self.felt.add(key)
                     continue
-            if recipe.says("epochs" if key == "epochs_total" else key) or not self._kept(recipe, key, given):
+            if chosen.says("epochs" if key == "epochs_total" else key) or not self._kept(recipe, key, given):
                 raise ValueError(f"{key}= is chosen by space={self._name} itself: leave it out")
             if not recipe.feels(key, self._experiment.defaults):
                 continue
@@ -124,7 +128,7 @@ class SearchSpace:
             if key in SHORTHANDS:
                 shorthands[key] = value
             else:
-                recipe = recipe.with_setting(key, value, over=False)
+                recipe = recipe.with_setting(key, value, over=stage_number(key)[0] is not None)
         if "epochs_total" in shorthands:
             recipe = split_total(recipe, shorthands["epochs_total"], shorthands.get("split"))
         return recipe

@@ -159,6 +159,13 @@ def test_what_is_chosen_elsewhere_is_refused(words: list[str], said: str) -> Non
         assert look(*words).recipes
 
 
+def test_what_is_of_one_stage_goes_over_what_is_of_all() -> None:
+    scope = look("methods=[kd,rkd]", "epochs=4", "stage_2.epochs=range(2,8,2)")
+    told = {str(recipe) for recipe in scope.recipes}
+    assert told >= {"kd epochs=4", "kd@epochs=4>rkd@epochs=2", "kd>rkd epochs=4", "rkd@epochs=4>kd@epochs=6"}
+    assert len(told) == 2 + 2 * 3
+
+
 def test_settings_that_do_not_go_together_in_a_recipe_name_it() -> None:
     words = ["methods=[kd]", "max_stages=1", "schedule=cosine", "warmup_epochs=range(0,3)", "epochs=choice(2,3)"]
     with pytest.raises(ValueError, match=r"stage 1 of kd epochs=2 .*warmup_epochs < epochs must hold"):
