@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ def _imported(file: Path) -> set[str]:
     ("package", "forbidden"),
     [
         ("smskd", {"optuna", "ray", "search", "reports", "spaces"}),
-        ("spaces", {"torch", "ray"}),
+        ("spaces", {"torch", "ray", "search", "reports"}),
         ("reports", {"torch", "ray", "smskd", "search"}),
     ],
 )
@@ -39,14 +40,51 @@ def test_forbidden_imports(package: str, forbidden: set[str]) -> None:
     assert {name: found & forbidden for name, found in imported.items() if found & forbidden} == {}
 
 
+def _uses(file: Path, modules: dict[str, Path]) -> set[str]:
+    """The modules of this project that a file imports, anywhere but for types alone."""
+    tree = ast.parse(file.read_text())
+    of_types = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if node in of_types:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {one if one in modules else node.module for one in inner}
+    return found & modules.keys()
+
+
+def test_no_circle_of_imports() -> None:
+    """Not at start-up, and not by way of a function either. A package is the file __init__.py."""
+    files = [file for package in ("search", "smskd", "spaces", "reports") for file in (ROOT / package).rglob("*.py")]
+    names = {file: file.relative_to(ROOT).with_suffix("").parts for file in files}
+    modules = {".".join(parts[:-1] if parts[-1] == "__init__" else parts): file for file, parts in names.items()}
+    graph = {name: _uses(file, modules) - {name} for name, file in modules.items()}
+    assert sum(map(len, graph.values())) > len(graph), "hardly an import was found: the check itself is broken"
+    try:
+        list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
         ("search.run", {"torch", "ray", "optuna", "pandas", "altair"}),
         ("search.session", {"torch", "ray", "altair"}),
         ("search.trainable", {"torch", "optuna", "altair", "reports"}),
-        ("spaces", {"torch", "ray"}),
+        ("spaces", {"torch", "ray", "optuna"}),
         ("smskd.recipe", {"torch", "ray"}),
+        ("smskd.experiment", {"torch", "ray", "torchvision"}),
+        ("search.ranges", {"torch", "ray", "optuna"}),
         ("smskd.pairs", {"torch", "ray"}),
         ("smskd.train", {"torch", "ray"}),
     ],

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from search import config
-from smskd import cli, train
+from search import config, draws
+from smskd import train
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,18 +29,21 @@ def test_every_search_of_the_readme_is_one(tmp_path: Path, monkeypatch: pytest.M
     searches = [words for module, words in COMMANDS if module in ("search.run", "search.plan")]
     assert len(searches) >= 3
     for words in searches:
-        assert config.parse_pairs(words)
+        for one in config.parse_pairs(words):
+            assert draws.look(one.search_space()).recipes
 
 
 def test_every_training_of_the_readme_is_one() -> None:
     assert QUICK
     for _, words in QUICK:
-        cli.parse(train.Config, words)
+        _, made, recipe = train._read(words)
+        assert made.effective(recipe)
 
 
 def test_every_module_of_the_readme_is_one() -> None:
     for module in {module for module, _ in COMMANDS}:
-        assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
+        file = ROOT / module.replace(".", "/")
+        assert file.with_suffix(".py").is_file() or (file / "__main__.py").is_file()
 
 
 def test_quick_commands_and_the_notebook_run(tmp_path: Path) -> None:
