@@ -58,20 +58,21 @@ def count(config: Config, data: Data) -> Cost:
     teacher_flops = cost.FlopCounter(data).stage(teacher.name, work, network, [], [])
     counter = pipeline.Counter(config.experiment, data)
     recipes = [one for _, one in points.values()]
-    shared: dict[str, float] = {}
-    unshared = 0.0
+    whole: dict[str, float] = {}  # of each beginning
+    shared = unshared = 0.0
     for one in recipes:
         before = 0.0
         for prefix in one.prefixes():
-            whole = counter.recipe(prefix)
-            shared[prefix.id] = whole - before
-            before = whole
+            if prefix.id not in whole:
+                whole[prefix.id] = counter.recipe(prefix)
+                shared += whole[prefix.id] - before
+            before = whole[prefix.id]
         unshared += before
     return Cost(
         recipes=len(recipes),
-        stage_runs=len(shared),
+        stage_runs=len(whole),
         stage_runs_unshared=sum(len(one.stages) for one in recipes),
-        flops=sum(shared.values()),
+        flops=shared,
         flops_unshared=unshared,
         teacher_flops=teacher_flops,
         more_teachers_flops=teacher_flops * (max(one.teachers for one in recipes) - 1),
