@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 
 from benchmarks import cifar100_cost
 from search import config
-from smskd import pipeline
+from smskd import bench
 
 ROOT = Path(__file__).parents[2]
 SECTION = re.search(
@@ -112,16 +113,14 @@ def test_a_pairs_search(command: list[str], searched: Callable[[list[str]], Path
     out = searched(command)
     rows = pd.read_parquet(out / "results.parquet")
     assert set(rows["status"]) == {"complete"}
-    assert set(rows["total_epochs"]) == {4}
+    assert set(rows["epochs_total"]) == {4}
     assert set(rows["pair"]) == {pair_of(command)}
     for phase in ("search", "confirm"):
         assert rows.loc[rows["phase"] == phase, "recipe_id"].nunique() == 20
     assert rows.loc[rows["phase"] == "confirm", "test_accuracy"].notna().all()
     # what the README's table says of the whole is counted as this run counted itself
     settings = config.parse(small(command))
-    data = pipeline.load_data(
-        settings.networks, data="cifar100", data_dir=home / "runs" / "data", train_size=None, image_size=None
-    )
+    data = bench.load_data(replace(settings.experiment, data_dir=str(home / "runs" / "data")))
     cost, told = cifar100_cost.count(settings, data), json.loads((out / "run.json").read_text())
     assert (cost.stage_runs, cost.stage_runs_unshared) == (told["stage_runs"], told["stage_runs_unshared"])
     assert rows.loc[rows["phase"] == "search", "train_flops"].sum() == pytest.approx(cost.flops_unshared)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pandas as pd
 import pytest
 
-from tests.runs import ROOT, command, search, table
+from reports import front, results
+from reports.importance import importance
+from tests.runs import ROOT, command, finished, search, start, table, wait_for_stages
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +126,41 @@ def test_a_new_file_is_a_new_space(done: tuple[Path, Path], tmp_path: Path) -> N
     result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stdout + result.stderr
     assert set(pd.read_parquet(tmp_path / "run" / "results.parquet")["methods"]) >= {"kd", "kd>kd"}
+
+
+# --- settings in recipes
+
+
+@pytest.mark.slow
+def test_settings_are_searched_and_ranked(done: tuple[Path, Path], tmp_path: Path) -> None:
+    words = ["methods=[kd]", "max_stages=1", "learning_rate=tag(log,interval(0.02,0.6))"]
+    words += ["kd.temperature=choice(1,2,4,8)", "trials=12", "confirm=0"]
+    result = search(tmp_path, done[1], *words)
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = results.read(tmp_path)
+    assert rows["recipe_id"].nunique() == 12 and len(rows) == 24
+    assert rows["learning_rate"].between(0.02, 0.6).all() and rows["learning_rate"].nunique() > 6
+    assert set(rows["kd.temperature"]) <= {1, 2, 4, 8}
+    ranked = {one.factor for one in importance(front.summarise(rows, ["flops"]), cost_columns=[])}
+    assert {"learning_rate", "kd.temperature"} <= ranked
+    study = optuna.load_study(study_name="smskd", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    for trial in study.trials:
+        assert set(trial.params) <= {"n_stages", "stage_1", "learning_rate", "kd.temperature"}
+
+
+@pytest.mark.slow
+def test_a_killed_search_with_settings_goes_on_to_the_same_table(tmp_path: Path) -> None:
+    words = ["methods=[kd,rkd]", "max_stages=2", "kd.temperature=choice(2,8)", "stage_2.epochs=3", "seeds=1"]
+    words += ["confirm=0"]
+    whole = search(tmp_path / "whole", tmp_path / "store of its own", *words)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    running = start(tmp_path / "run", tmp_path / "store", *words)
+    wait_for_stages(tmp_path / "store", 4, running)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate(timeout=30)
+    kept = finished(tmp_path / "store")
+    result = search(tmp_path / "run", tmp_path / "store", *words)
+    assert result.returncode == 0, result.stdout + result.stderr
+    pd.testing.assert_frame_equal(table(tmp_path / "run"), table(tmp_path / "whole"))
+    after = finished(tmp_path / "store")
+    assert {key: after.get(key) for key in kept} == kept and len(after) == 1 + 3 + 2 * 2

@@ -149,7 +149,7 @@ def test_one_driver_for_all_folders(tmp_path: Path, held: str) -> None:
 
 @pytest.mark.parametrize(("there", "asked"), [("tiny", "[tiny,resnet56_resnet20]"), (["tiny", "x"], "tiny")])
 def test_a_folder_holds_one_kind_of_search(tmp_path: Path, there: object, asked: str) -> None:
-    pairs = {"pairs": dict.fromkeys(there, {})} if isinstance(there, list) else {}
+    pairs = {"pairs": {name: {} for name in there}} if isinstance(there, list) else {}
     (tmp_path / "run.json").write_text(json.dumps({"experiment": {"pair": there}, **pairs}))
     words = [f"pair={asked}", f"out={tmp_path}", f"store={tmp_path / 'store'}"]
     with pytest.raises(ValueError, match="choose another folder"), several.held(config.parse_pairs(words)):
