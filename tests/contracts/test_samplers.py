@@ -222,6 +222,7 @@ class TestNSGA2(Contract):
     name = "nsga2"
 
 
+@pytest.mark.slow  # minutes: it fits a model for each suggestion
 class TestGP(Contract):
     name, some = "gp", 11
 
