@@ -68,7 +68,7 @@ def _read(argv: Sequence[str]) -> tuple[Config, Experiment, Recipe]:
         held = experiment.read_recipe_file(Path(file))
         for key in held:
             if declaration(key) is not None:
-                raise ValueError(f"{file} has {key}: beside recipe:, whose line it belongs into: kd>rkd {key}=...")
+                raise ValueError(f"{file} has {key}: beside recipe:, in whose line it belongs: kd>rkd {key}=...")
             cli.check(key, [*own, *experiment.SETTINGS])
         given = held | {key: value for key, value in given.items() if key != "recipe"}
     config = cli.build(Config, {key: value for key, value in given.items() if key in own})
