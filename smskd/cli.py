@@ -8,10 +8,9 @@ from typing import Any, TypeVar, cast
 
 from smskd import experiment, methods, names, training
 from smskd import recipe as recipes
-from smskd.settings import Setting, Value, declared, described, setting
+from smskd.settings import Setting, Value, declared, described
 
 T = TypeVar("T")
-key = setting
 
 
 def split(argv: Sequence[str]) -> dict[str, str]:

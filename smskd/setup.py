@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from smskd import anchor
 from smskd import stage as training_loop
@@ -55,7 +56,8 @@ class Setup:
             with self.store.lock(key):
                 entry = self._held(key, network)  # whoever held the lock may have trained it
                 if entry is None:
-                    return self._train(job, network, parent, teachers, on_epoch), True
+                    facts, learned = self._train(job, network, parent, teachers, on_epoch)
+                    return self.store.put(key, identity, network.state_dict(), facts, learned), True
         network.load_state_dict(dict(entry.weights))
         return entry, False
 
@@ -70,7 +72,8 @@ class Setup:
         parent: Entry | None,
         teachers: Sequence[Teacher],
         on_epoch: Callable[[int, int], None],
-    ) -> Entry:
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Train `network`: the stage's facts, and what its methods learned for themselves, by name."""
         work = job.assignment
         if parent is not None:
             network.load_state_dict(dict(parent.weights))
@@ -106,8 +109,7 @@ class Setup:
             for number, term in enumerate(done.terms)
             for name, tensor in term.method.state_dict().items()
         }
-        identity = job.identity(self.data)
-        return self.store.put(address(identity), identity, network.state_dict(), facts, learned)
+        return facts, learned
 
     def _held(self, key: str, network: nn.Module) -> Entry | None:
         """A stage that the store has, with weights that fit the network and facts that a stage has."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smskd import cli, names
+from smskd.settings import setting
 from smskd.store import Store, check_url, is_url, open_store
 
 WHAT = ("list", "size", "verify", "prune", "forget")
@@ -20,13 +21,13 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 class Config:
     """What `python -m smskd.store` is asked for."""
 
-    do: str = cli.key("size", f"one of {', '.join(WHAT)}; verify sets damaged entries aside")
-    store: str = cli.key("runs/store", "finished stages: a folder, or a URL such as s3://bucket/folder")
-    store_key: str | None = cli.key(None, "file with the secret that signs them; what it hasn't signed is damaged")
-    run: str | None = cli.key(
+    do: str = setting("size", f"one of {', '.join(WHAT)}; verify sets damaged entries aside")
+    store: str = setting("runs/store", "finished stages: a folder, or a URL such as s3://bucket/folder")
+    store_key: str | None = setting(None, "file with the secret that signs them; what it hasn't signed is damaged")
+    run: str | None = setting(
         None, "for forget: a run whose stages needn't be kept, as do=list shows it; for one on another machine"
     )
-    keep: str | None = cli.key(
+    keep: str | None = setting(
         None, "for prune: how much may stay, such as 500MB or 2GB; what a run needs stays in any case"
     )
 
