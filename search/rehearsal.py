@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from search.config import Config
 from search.estimate import Kind, Rehearsal, Timing, kind, merged, steps_of
 from smskd import bench as benches
+from smskd import checkpoints, pipeline, stage
 from smskd import job as jobs
 from smskd import numerics as arithmetic
-from smskd import pipeline, stage
 from smskd.bench import Bench, Taught
 from smskd.cost import FlopCounter
 from smskd.data import Data, Split
@@ -37,7 +37,7 @@ from smskd.recipe import Recipe, Stage
 from smskd.result import Result
 from smskd.setup import Setup
 from smskd.store import Store, folder, is_url, open_store
-from smskd.teacher import Teacher, read_weights
+from smskd.teacher import Teacher
 from smskd.training import TEACHER
 
 # Epochs of a rehearsed stage: the first pays what is paid once, the others are timed.
@@ -85,7 +85,8 @@ def rehearse(
         torch.backends.cudnn.benchmark = False
     network = benches.fresh(experiment.networks.teacher, data, seed=0)
     if experiment.teacher is not None:
-        network.load_state_dict(read_weights(Path(experiment.teacher), network))
+        path, name = Path(experiment.teacher), experiment.networks.teacher.name
+        network.load_state_dict(checkpoints.read(path, network, key="teacher", name=name).weights)
     prepare = time.monotonic() - started
     # a store that isn't there yet isn't made by being looked at
     is_there = is_url(config.store) or (folder(config.store) / "entries").is_dir()

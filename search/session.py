@@ -97,14 +97,14 @@ class Session:
         config, file = self.config, self.config.experiment.teacher
         bounded = config.max_params is not None or config.max_flops is not None
         if not config.check_built_in() or file is not None or bounded:  # torch takes seconds to import
-            from smskd import models, teacher
+            from smskd import checkpoints, models
 
             data = self._data()
             self._check_limits()
             if file is not None:
                 name = config.networks.teacher.name
                 network = models.build(name, num_classes=data.classes, in_channels=data.channels)
-                teacher.read_weights(Path(file), network)
+                checkpoints.read(Path(file), network, key="teacher", name=name)
         if config.address is None and ((config.cpus or 0) > cores() or config.gpus):
             import torch
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from smskd import checkpoints, models, pairs, stage
 from smskd import data as datasets
 from smskd import job as jobs
-from smskd import models, pairs, stage
 from smskd import numerics as arithmetic
 from smskd.cost import FlopCounter
 from smskd.data import Data
@@ -24,7 +24,7 @@ from smskd.pairs import Network, Pair
 from smskd.recipe import Stage
 from smskd.setup import Setup
 from smskd.store import Store
-from smskd.teacher import Teacher, read_weights
+from smskd.teacher import Teacher
 
 
 class Taught(NamedTuple):
@@ -100,8 +100,10 @@ def prepare(
     network = fresh(experiment.networks.teacher, data, seed=jobs.of_teacher(experiment, numerics).init_seed)
     if experiment.teacher is not None:
         path = Path(experiment.teacher)
-        network.load_state_dict(read_weights(path, network))
-        taught = _with_table(experiment, setup, numerics, network, weights_digest(network), f"file {path.name}", 0.0)
+        loaded = checkpoints.read(path, network, key="teacher", name=experiment.networks.teacher.name)
+        network.load_state_dict(loaded.weights)
+        source = f"file {path.name}, {loaded.read_as}"
+        taught = _with_table(experiment, setup, numerics, network, weights_digest(network), source, 0.0)
     else:
         taught = _trained(experiment, setup, numerics, network, 0, on_epoch)
     return Bench(

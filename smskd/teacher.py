@@ -1,4 +1,4 @@
-"""The frozen teacher: its outputs over every view, as a table where memory allows; and teachers from files.
+"""The frozen teacher: its outputs over every view, as a table where memory allows.
 
 A teacher is trained as any network is, by a stage of `ce` (smskd.pipeline); nothing here trains.
 """
@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -23,8 +20,6 @@ from smskd.models import Output
 
 # What a table of teacher outputs may take. In memory it is committed as rows are filled; on disk it is reserved.
 TABLE_BYTES = 2**30
-# What files of weights may have: safetensors' header; a checkpoint, in sizes of the network, and beside them.
-_HEADER_BYTES, _CHECKPOINT_TIMES, _CHECKPOINT_BYTES = 2**22, 8, 2**24
 # Fewer images than this are computed with others to make up the number: products of small matrices take another path,
 # in which sums have another order. With a few more images than that it is seen whether the answers stay the same.
 _FEWEST, _MORE = 32, 48
@@ -193,90 +188,3 @@ def _reserve(file: Path, size: int) -> None:
 
 def _mapped(file: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.from_file(str(file), shared=True, size=math.prod(shape), dtype=dtype).view(*shape)
-
-
-def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
-    """A network's weights from a file: safetensors, or a checkpoint that torch loads without running code.
-
-    A checkpoint may hold the weights under `state_dict` or `model`, and names may begin with `module.`. Nothing is read
-    into memory that is much larger than the network; of safetensors, nothing before names and shapes are right.
-
-    Raises:
-        ValueError: no such file, it isn't one of the two, it is too large, or its names or shapes aren't the network's.
-    """
-    if not path.is_file():
-        raise ValueError(f"teacher={path}: there is no such file")
-    wanted = network.state_dict()
-    try:
-        found = _of_safetensors(path, wanted) if path.suffix == ".safetensors" else _of_checkpoint(path, wanted)
-        return {name: _plain(name, found[name], value) for name, value in wanted.items()}
-    except _Refused as refusal:
-        raise ValueError(f"teacher={path}: {refusal}") from None
-    except Exception as error:  # a hostile or damaged file raises nearly anything
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"teacher={path}: neither safetensors nor a weights-only checkpoint of tensors: {first[:200]}"
-        ) from None
-
-
-class _Refused(Exception):
-    """What is wrong with a file of weights that could be read so far."""
-
-
-def _of_safetensors(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if length > _HEADER_BYTES:
-        raise ValueError(f"a header of at most {_HEADER_BYTES} bytes is expected, but it says {length}")
-    with safetensors.safe_open(path, framework="pt") as file:
-        names = {str(name).removeprefix("module."): name for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-        _check(wanted, {name: tuple(file.get_slice(given).get_shape()) for name, given in names.items()})
-        return {name: file.get_tensor(given) for name, given in names.items()}
-
-
-def _of_checkpoint(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # an optimiser's state may stand beside the weights
-    most = _CHECKPOINT_TIMES * sum(value.nbytes for value in wanted.values()) + _CHECKPOINT_BYTES
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        packed_too = file.read(4) == b"PK\x03\x04"  # as torch tells
-    if packed_too:
-        with zipfile.ZipFile(path) as packed:
-            size = max(size, sum(entry.file_size for entry in packed.infolist()))
-    if size > most:
-        raise _Refused(f"a checkpoint of this network of at most {most} bytes is expected, but it has {size}")
-    found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    for wrapper in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
-            found = found[wrapper]
-    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise _Refused(f"must hold tensors by name, but holds {type(found).__name__}")
-    tensors = {str(name).removeprefix("module."): value for name, value in found.items()}
-    _check(wanted, {name: tuple(value.shape) for name, value in tensors.items()})
-    return tensors
-
-
-def _check(wanted: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    missing, extra = sorted(set(wanted) - set(shapes)), sorted(set(shapes) - set(wanted))
-    if missing or extra:
-        raise _Refused(
-            f"wrong names; missing {len(missing)} ({', '.join(missing[:3]) or '-'}), "
-            f"unknown {len(extra)} ({', '.join(name[:100] for name in extra[:3]) or '-'})"
-        )
-    for name, value in wanted.items():
-        if shapes[name] != tuple(value.shape):
-            raise _Refused(
-                f"{name} must have shape {tuple(value.shape)} for this pair and data, but has {shapes[name]}"
-            )
-
-
-def _plain(name: str, found: Tensor, wanted: Tensor) -> Tensor:
-    """In the network's type, which it can't be if it is sparse, quantised, or has whole numbers in place of others."""
-    plain = found.layout == torch.strided and found.device.type == "cpu" and not found.is_quantized
-    alike = found.is_floating_point() == wanted.is_floating_point() and not found.is_complex()
-    if not (plain and alike):
-        raise _Refused(f"{name} isn't a plain tensor of the network's kind")
-    made = found.to(wanted.dtype)
-    if not made.isfinite().all():
-        raise _Refused(f"{name} holds NaN or infinity")
-    return made

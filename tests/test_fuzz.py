@@ -22,10 +22,9 @@ from torch import nn
 
 from reports import build, figures, load, results, stages
 from search import config
-from smskd import experiment, methods, recipe, train, training
+from smskd import checkpoints, experiment, methods, recipe, train, training
 from smskd.notation import parse
 from smskd.store import MANIFEST, METHODS, WEIGHTS, Store, address, canonical
-from smskd.teacher import read_weights
 from tests.reports.conftest import make_run as make_run
 
 KD = {"methods": "kd", "weighting": "fixed", "lambda_base": 0.5, "anchor": "reference", "teachers": 1}
@@ -226,7 +225,7 @@ def test_weights(tmp_path: Path, suffix: str) -> None:
     def refused_or_of_the_network(content: bytes) -> None:
         path.write_bytes(content)
         try:
-            found = read_weights(path, network)
+            found = checkpoints.read(path, network, key="teacher", name="n").weights
         except ValueError:
             return
         assert {name: (value.shape, value.dtype) for name, value in found.items()} == {

@@ -135,7 +135,7 @@ def test_the_teacher_may_be_a_file(tmp_path: Path, bench: Bench) -> None:
     save_file(bench.teacher.network.state_dict(), tmp_path / "t.safetensors")
     made = small.prepare(tmp_path / "store", teacher=str(tmp_path / "t.safetensors"))
     assert made.teacher_digest == weights_digest(made.teacher.network) == weights_digest(bench.teacher.network)
-    assert made.teachers[0].source == "file t.safetensors" and made.teachers[0].train_flops == 0
+    assert made.teachers[0].source == "file t.safetensors, read by its own names" and made.teachers[0].train_flops == 0
     assert not list((tmp_path / "store").glob("entries/*/*"))
     with pytest.raises(ValueError, match="pair=vgg19_resnet18 needs images of at least 16 x 16 pixels"):
         load_data(Experiment(pair="vgg19_resnet18"))

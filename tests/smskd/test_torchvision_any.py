@@ -13,13 +13,13 @@ import torchvision.models
 import yaml
 from torch import nn
 
-from smskd import anchor, models, pairs, train
+from smskd import anchor, checkpoints, models, pairs, train
 from smskd.data import load
 from smskd.experiment import Experiment
 from smskd.job import code_digest
 from smskd.models.torchvision_any import Recorded
 from smskd.recipe import Stage
-from smskd.teacher import Teacher, read_weights
+from smskd.teacher import Teacher
 from smskd.training import Training
 
 # name -> side of the images, channels of each feature map with its side, place of the hint, length of the embedding
@@ -120,7 +120,8 @@ def test_weights_are_those_of_torchvision_itself(tmp_path: Path) -> None:
     plain = torchvision.models.resnet18(weights=None, num_classes=7).eval()
     safetensors.torch.save_file(plain.state_dict(), tmp_path / "t.safetensors")
     network = build("resnet18").eval()
-    network.load_state_dict(read_weights(tmp_path / "t.safetensors", network))
+    loaded = checkpoints.read(tmp_path / "t.safetensors", network, key="teacher", name="torchvision/resnet18")
+    network.load_state_dict(loaded.weights)
     images = images_for("resnet18")
     assert torch.equal(network(images).logits, plain(images))
 

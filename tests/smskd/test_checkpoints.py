@@ -16,12 +16,16 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from smskd.teacher import read_weights
+from smskd import checkpoints
 
 
 def _network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+
+
+def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
+    return checkpoints.read(path, network, key="teacher", name="own").weights
 
 
 def _same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
@@ -34,8 +38,8 @@ def test_safetensors(tmp_path: Path) -> None:
     assert _same(read_weights(tmp_path / "t.safetensors", network), network.state_dict())
 
 
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "net", "model_state_dict", "ema"])
+@pytest.mark.parametrize("prefix", ["", "module.", "student.", "module.teacher.", "_orig_mod.module.", "model.net."])
 def test_checkpoint(tmp_path: Path, wrapper: str | None, prefix: str) -> None:
     network = _network()
     content: dict[str, Any] = {prefix + name: value for name, value in network.state_dict().items()}
@@ -123,7 +127,7 @@ def test_tensors_of_another_network_are_never_read(tmp_path: Path, monkeypatch: 
             yield SimpleNamespace(keys=file.keys, get_slice=file.get_slice)
 
     monkeypatch.setattr(safetensors, "safe_open", names_and_shapes_alone)
-    _refused(path, r"wrong names; missing 6 .* unknown 1 \(more\)")
+    _refused(path, "of another network than own: 0.weight, more are names of no known layout")
 
 
 def test_a_checkpoint_that_unpacks_to_more_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +136,7 @@ def test_a_checkpoint_that_unpacks_to_more_is_not_unpacked(tmp_path: Path, monke
         packed.writestr("t/data.pkl", bytes(2**25))
     assert path.stat().st_size < 2**16
     monkeypatch.setattr(torch, "load", None)
+    monkeypatch.setattr(checkpoints, "_CHECKPOINT_BYTES", 2**24)
     _refused(path, "a checkpoint of this network of at most 1677[0-9]+ bytes is expected, but it has 33554432")
     path.write_bytes(b"PK\x03\x04" + bytes(100))
     _refused(path, "neither safetensors nor a weights-only checkpoint")
