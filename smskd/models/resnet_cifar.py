@@ -9,19 +9,24 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from smskd.models.staged import Staged, conv_bn_relu, draw_kaiming
+from smskd.models.staged import Staged, conv_bn_relu, draw_kaiming, last_relu
+
+# name -> the smallest side of an image, in pixels
+NETWORKS = {"resnet20": 1, "resnet32": 1, "resnet56": 1, "resnet110": 1, "resnet8x4": 1, "resnet32x4": 1}
 
 # name -> blocks of each stage, channels of the stem, channels of the stages; depth = 6 * blocks + 2
 _SETTINGS = {
     "resnet20": (3, 16, (16, 32, 64)),
+    "resnet32": (5, 16, (16, 32, 64)),
     "resnet56": (9, 16, (16, 32, 64)),
+    "resnet110": (18, 16, (16, 32, 64)),
     "resnet8x4": (1, 32, (64, 128, 256)),
     "resnet32x4": (5, 32, (64, 128, 256)),
 }
 
 
 def build(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
-    """One of `resnet20`, `resnet56`, `resnet8x4`, `resnet32x4`; features are the three stages' outputs.
+    """One of NETWORKS; features are the three stages' outputs.
 
     The hint is the second stage: a map of half the side.
     """
@@ -34,7 +39,8 @@ def build(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
         channels = width
         stages.append(nn.Sequential(*layers))
         layers = []
-    network = Staged(stages, classifier=nn.Linear(channels, num_classes), hint_index=1)
+    relus = [last_relu(stage) for stage in stages]
+    network = Staged(stages, classifier=nn.Linear(channels, num_classes), hint_index=1, relus=relus)
     draw_kaiming(network)
     return network
 

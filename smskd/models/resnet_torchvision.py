@@ -8,7 +8,10 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models import resnet18, resnet50
 
-from smskd.models.staged import Staged, conv_bn_relu, draw_kaiming
+from smskd.models.staged import Staged, conv_bn_relu, draw_kaiming, last_relu
+
+# name -> the smallest side of an image, in pixels
+NETWORKS = {"resnet18": 1, "resnet50": 1}
 
 _BUILDERS = {"resnet18": resnet18, "resnet50": resnet50}
 
@@ -22,4 +25,4 @@ def build(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
     stem = conv_bn_relu(in_channels, 64)
     draw_kaiming(stem)  # as torchvision draws the rest
     stages = [nn.Sequential(stem, network.layer1), network.layer2, network.layer3, network.layer4]
-    return Staged(stages, classifier=network.fc, hint_index=1)
+    return Staged(stages, classifier=network.fc, hint_index=1, relus=[last_relu(stage) for stage in stages])

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from smskd.models.staged import Staged, conv_bn_relu
+from smskd.models.staged import Staged, conv_bn_relu, last_relu
+
+# name -> the smallest side of an image, in pixels
+NETWORKS = {"tiny_teacher": 1, "tiny_student": 1}
 
 # name -> output channels and stride of each block
 _BLOCKS = {
@@ -26,4 +29,6 @@ def build(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
     for channels, stride in _BLOCKS[name]:
         stages.append(conv_bn_relu(in_channels, channels, stride=stride))
         in_channels = channels
-    return Staged(stages, classifier=nn.Linear(in_channels, num_classes), hint_index=(len(stages) - 1) // 2)
+    relus = [last_relu(stage) for stage in stages]
+    middle = (len(stages) - 1) // 2
+    return Staged(stages, classifier=nn.Linear(in_channels, num_classes), hint_index=middle, relus=relus)

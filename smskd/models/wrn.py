@@ -1,6 +1,6 @@
-"""WRN-40-2, the wide residual network with pre-activation blocks and without dropout.
+"""Wide residual networks with pre-activation blocks and without dropout, WRN-depth-width.
 
-Source: Zagoruyko and Komodakis 2016 (arXiv 1605.07146), table 1, depth 40, width 2.
+Source: Zagoruyko and Komodakis 2016 (arXiv 1605.07146), table 1.
 """
 
 from __future__ import annotations
@@ -9,8 +9,12 @@ from torch import Tensor, nn
 
 from smskd.models.staged import Staged, draw_kaiming
 
-_BLOCKS_PER_STAGE = 6  # depth 40 = 6 * 6 + 4
-_CHANNELS = (32, 64, 128)
+# name -> the smallest side of an image, in pixels
+NETWORKS = {"wrn40_2": 1, "wrn40_1": 1, "wrn16_2": 1}
+
+# name -> blocks of each stage, width; depth = 6 * blocks + 4
+_SETTINGS = {"wrn40_2": (6, 2), "wrn40_1": (6, 1), "wrn16_2": (2, 2)}
+_CHANNELS = (16, 32, 64)  # of the stages at width 1
 
 
 class PreActivationBlock(nn.Module):
@@ -39,21 +43,26 @@ class PreActivationBlock(nn.Module):
 
 
 def build(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
-    """`wrn40_2`; features are the three stages' outputs, the last one after the final batch norm and ReLU.
+    """One of NETWORKS; features are the three stages' outputs: signed, since batch norm and ReLU come after them.
 
-    The hint is the second stage: 64 signed maps of half the side.
+    The hint is the second stage: a map of half the side. What stands before a map's ReLU is its next batch norm.
     """
+    blocks, wide = _SETTINGS[name]
     channels = 16
     layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)]
-    stages = []
-    for index, out_channels in enumerate(_CHANNELS):
-        layers.append(PreActivationBlock(channels, out_channels, stride=1 if index == 0 else 2))
-        layers += [PreActivationBlock(out_channels, out_channels, stride=1) for _ in range(_BLOCKS_PER_STAGE - 1)]
-        channels = out_channels
-        if index == len(_CHANNELS) - 1:
-            layers += [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+    stages: list[nn.Sequential] = []
+    relus: list[nn.Module] = []
+    for index, width in enumerate(_CHANNELS):
+        first = PreActivationBlock(channels, wide * width, stride=1 if index == 0 else 2)
+        if index:
+            relus.append(first.activate[1])
+        channels = wide * width
+        layers += [first, *(PreActivationBlock(channels, channels, stride=1) for _ in range(blocks - 1))]
         stages.append(nn.Sequential(*layers))
         layers = []
-    network = Staged(stages, classifier=nn.Linear(channels, num_classes), hint_index=1)
+    tail = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+    network = Staged(
+        stages, tail=tail, classifier=nn.Linear(channels, num_classes), hint_index=1, relus=[*relus, tail[1]]
+    )
     draw_kaiming(network)
     return network
