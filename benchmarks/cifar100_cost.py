@@ -53,7 +53,7 @@ def count(config: Config, data: Data) -> Cost:
     if points is None:
         raise ValueError(f"only a finite space can be counted, but space={config.space} isn't")
     teacher = config.networks.teacher
-    network = models.build(teacher.name, num_classes=data.classes, in_channels=data.channels)
+    network = models.build(teacher, **data.shape)
     work = job.of_teacher(config.experiment, FLOAT32).assignment
     teacher_flops = cost.FlopCounter(data).stage(teacher.name, work, network, [], [])
     counter = pipeline.Counter(config.experiment, data)

@@ -122,7 +122,7 @@ def plain_trial(config: dict[str, Any]) -> None:
             raw = change(Image.fromarray(np.asarray(pixels[index]))) * (high - low) + low
             return (raw - data.mean) / data.std, data.train.labels[index]
 
-    student: Any = models.build(bench.pair.student.name, num_classes=data.classes, in_channels=data.channels)
+    student: Any = models.build(bench.pair.student, **data.shape)
     for prefix in parse(config["recipe"]).with_setting("epochs", config["epochs"]).prefixes():
         parent = "" if len(prefix.stages) > 1 else None
         asked = job.of_student(prefix, bench.experiment, bench.numerics, seed=0, parent=parent, teachers=[""])

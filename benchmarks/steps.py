@@ -68,9 +68,8 @@ def step_seconds(case: Case, rounds: int) -> tuple[dict[str, list[float]], float
     """Seconds of one step, by kind, a value a round; and FLOPs of the bare step."""
     experiment = Experiment(pair=case.pair)
     pair = experiment.networks
-    shape = {"num_classes": case.data.classes, "in_channels": case.data.channels}
     torch.manual_seed(0)
-    teacher = Teacher(models.build(pair.teacher.name, **shape), case.data)
+    teacher = Teacher(models.build(pair.teacher, **case.data.shape), case.data)
     out: dict[str, list[float]] = {kind: [] for kind in KINDS}
     batch = steps = 0
     for _ in range(rounds):
@@ -82,7 +81,7 @@ def step_seconds(case: Case, rounds: int) -> tuple[dict[str, list[float]], float
             work = asked.assignment
             batch = min(work.training.batch_size, len(case.data.train))
             steps = len(case.data.train) // batch
-            student = models.build(pair.student.name, **shape)
+            student = models.build(pair.student, **case.data.shape)
             ends: list[float] = []
             stage.train_stage(
                 student,
@@ -94,7 +93,7 @@ def step_seconds(case: Case, rounds: int) -> tuple[dict[str, list[float]], float
             )
             epochs = [after - before for before, after in itertools.pairwise(ends)]  # but for the first
             out[kind].append(statistics.median(epochs) / steps)
-    student = models.build(pair.student.name, **shape)
+    student = models.build(pair.student, **case.data.shape)
     images = case.data.normalised(case.data.train.images[:batch])
     flops = cost.TRAINING_OVER_FORWARD * batch * cost.forward_flops(student, images, images=batch)
     return out, flops

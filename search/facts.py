@@ -25,9 +25,7 @@ def describe(bench: Bench, *, latency: bool, timed: bool) -> dict[str, Any]:
     latency: measure the student's, in milliseconds; otherwise None. timed: as in `epoch`.
     """
     data = bench.data
-    student = models.build(bench.pair.student.name, num_classes=data.classes, in_channels=data.channels).to(
-        bench.device
-    )
+    student = models.build(bench.pair.student, **data.shape).to(bench.device)
     return {
         "teacher": {
             "name": bench.pair.teacher.name,
@@ -64,7 +62,7 @@ def epoch(experiment: Experiment, data: Data, *, timed: bool) -> dict[str, float
     of a few steps: `train_seconds`, `teacher_seconds`, `student_seconds`.
     """
     student, teacher = (
-        models.build(spec.name, num_classes=data.classes, in_channels=data.channels).to(data.mean.device)
+        models.build(spec, **data.shape).to(data.mean.device)
         for spec in (experiment.networks.student, experiment.networks.teacher)
     )
     size = min(Stage(methods=("ce",)).training(experiment.defaults).batch_size, len(data.train))

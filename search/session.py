@@ -102,9 +102,8 @@ class Session:
             data = self._data()
             self._check_limits()
             if file is not None:
-                name = config.networks.teacher.name
-                network = models.build(name, num_classes=data.classes, in_channels=data.channels)
-                checkpoints.read(Path(file), network, key="teacher", name=name)
+                network = models.build(config.networks.teacher, **data.shape)
+                checkpoints.read(Path(file), network, key="teacher", name=config.networks.teacher.name)
         if config.address is None and ((config.cpus or 0) > cores() or config.gpus):
             import torch
 
@@ -257,7 +256,7 @@ class Session:
         config, pair = self.config, self.config.networks
         if config.max_params is not None:
             data = self._data()
-            student = models.build(pair.student.name, num_classes=data.classes, in_channels=data.channels)
+            student = models.build(pair.student, **data.shape)
             if (there := cost.parameters(student)) > config.max_params:
                 raise ValueError(
                     f"max_params={config.max_params} can't hold for any recipe: the student of pair={pair.name} has "

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from smskd import checkpoints, models, pairs, stage
+from smskd import checkpoints, code, models, pairs, sources, stage
 from smskd import data as datasets
 from smskd import job as jobs
 from smskd import numerics as arithmetic
+from smskd.components import Network
 from smskd.cost import FlopCounter
 from smskd.data import Data
 from smskd.experiment import Experiment
 from smskd.forgetting import Validation
 from smskd.numerics import Numerics
-from smskd.pairs import Network, Pair
+from smskd.pairs import Pair
 from smskd.recipe import Stage
-from smskd.setup import Setup
+from smskd.setup import Initial, Setup
 from smskd.store import Store
 from smskd.teacher import Teacher
+
+_OF_DATA = ("train_size", "image_size", "pad", "flip", "train_on")  # settings that data are read with
 
 
 class Taught(NamedTuple):
@@ -96,13 +100,10 @@ def prepare(
     if on.type == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-    setup = Setup(data=data, store=store, flops=FlopCounter(data))
-    network = fresh(experiment.networks.teacher, data, seed=jobs.of_teacher(experiment, numerics).init_seed)
-    if experiment.teacher is not None:
-        path = Path(experiment.teacher)
-        loaded = checkpoints.read(path, network, key="teacher", name=experiment.networks.teacher.name)
-        network.load_state_dict(loaded.weights)
-        source = f"file {path.name}, {loaded.read_as}"
+    setup = Setup(data=data, store=store, flops=FlopCounter(data), initial=_initial(experiment, data))
+    network = fresh(experiment.networks.teacher, data, seed=int(jobs.of_teacher(experiment, numerics).init))
+    source = _given_weights(network, experiment.networks.teacher, experiment.teacher, "teacher")
+    if source is not None:
         taught = _with_table(experiment, setup, numerics, network, weights_digest(network), source, 0.0)
     else:
         taught = _trained(experiment, setup, numerics, network, 0, on_epoch)
@@ -120,9 +121,28 @@ def teacher(bench: Bench, number: int) -> Taught:
     """A teacher by number; those past the first are trained here, from seeds of their own."""
     if number not in bench.teachers:
         job = jobs.of_teacher(bench.experiment, bench.numerics, number)
-        network = fresh(bench.pair.teacher, bench.data, seed=job.init_seed)
+        network = fresh(bench.pair.teacher, bench.data, seed=int(job.init))
         bench.teachers[number] = _trained(bench.experiment, bench.setup, bench.numerics, network, number)
     return bench.teachers[number]
+
+
+def _given_weights(network: nn.Module, spec: Network, file: str | None, key: str) -> str | None:
+    """Give a network the weights of a file, if there is one; where they are from, or None if they are as drawn."""
+    if file is not None:
+        path = Path(file)
+        loaded = checkpoints.read(path, network, key=key, name=spec.name)
+        network.load_state_dict(loaded.weights)
+        return f"file {path.name}, {loaded.read_as}"
+    return "given" if isinstance(spec.object, nn.Module) else None
+
+
+def _initial(experiment: Experiment, data: Data) -> Initial | None:
+    """What every student starts from, where that isn't drawn."""
+    spec = experiment.networks.student
+    network = fresh(spec, data, seed=0)
+    if _given_weights(network, spec, experiment.student, "student") is None:
+        return None
+    return Initial(weights=network.state_dict(), digest=weights_digest(network))
 
 
 def _trained(
@@ -165,18 +185,32 @@ def load_data(experiment: Experiment) -> Data:
     Raises:
         ValueError: they are missing, or the pair can't take their images.
     """
-    folder = None if experiment.data_dir is None else Path(experiment.data_dir)
-    size, pixels = experiment.train_size, experiment.image_size
-    loaded = datasets.load(experiment.data, data_dir=folder, train_size=size, image_size=pixels)
+    settings: dict[str, Any] = {name: getattr(experiment, name) for name in _OF_DATA}
+    if code.is_file(experiment.data):
+        parts = _asked(code.load(experiment.data, "data"), experiment.data)
+        loaded = sources.of_parts(experiment.data, parts, **settings)
+    elif "data" in experiment.objects:
+        loaded = sources.of_parts(experiment.data, experiment.objects["data"], **settings)
+    else:
+        folder = None if experiment.data_dir is None else Path(experiment.data_dir)
+        loaded = datasets.load(experiment.data, data_dir=folder, **settings)
     pairs.check_images(experiment.networks, height=loaded.height, width=loaded.width)
     return loaded
+
+
+def _asked(function: Any, name: str) -> Any:
+    """What a user's function says that the data are."""
+    try:
+        return function()
+    except Exception as error:  # whatever a user's code may raise
+        raise ValueError(f"data={name}: {code.told(error, code.path_of(name.partition(':')[0]))}") from error
 
 
 def fresh(spec: Network, data: Data, *, seed: int) -> nn.Module:
     """A network with initial weights that depend on the seed alone, on the data's device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = models.build(spec.name, num_classes=data.classes, in_channels=data.channels)
+        network = models.build(spec, **data.shape)
     # GPUs compute convolutions in this layout; others keep the order the weights are stored in
     layout = torch.channels_last if data.mean.device.type == "cuda" else torch.contiguous_format
     return network.to(data.mean.device).to(memory_format=layout)

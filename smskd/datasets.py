@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from smskd import names
+from smskd import code, names
+from smskd.components import OBJECT
 
 NAMES = ("digits", "cifar100", "cifar10", "fashion_mnist", "folder")
 DATA_DIR = Path("runs/data")
@@ -34,15 +35,24 @@ def check(name: str, *, data_dir: object = None, image_size: object = None) -> N
     Raises:
         ValueError: one of them; with the mend.
     """
+    if own(name):
+        if data_dir is not None:
+            raise ValueError(f"data_dir= is for data sets by name; data={name} reads what it says: leave it out")
+        return
     names.check("data", name, NAMES)
     if image_size is not None and name != "folder":
-        raise ValueError(f"image_size= is for data=folder alone; data={name} has images of a fixed size")
+        raise ValueError(f"image_size= is for data=folder and data=FILE.py; data={name} has images of a fixed size")
     if data_dir is not None and name in BUILT_IN:
         raise ValueError(f"data={name} comes with scikit-learn and has no files; leave data_dir= out")
     if data_dir is None and name == "folder":
         raise ValueError(
             "data=folder needs data_dir=, a folder with train/CLASS/image files, and test/ or val/ beside it"
         )
+
+
+def own(name: str) -> bool:
+    """Whether the data are a user's own: of a function in a file, or objects."""
+    return code.is_file(name) or name.startswith(OBJECT)
 
 
 def check_train_size(name: str, train_size: int, *, classes: int, count: int) -> None:
@@ -66,6 +76,6 @@ def folders(name: str, data_dir: Path | None) -> list[Path]:
 
 def downloads(name: str) -> Path | None:
     """The folder that a set is downloaded to; None: it comes with the packages, or stands in a folder of its own."""
-    if name == "folder" or name in BUILT_IN or (name == "fashion_mnist" and DEBIAN_FASHION_MNIST.is_dir()):
+    if own(name) or name == "folder" or name in BUILT_IN or (name == "fashion_mnist" and DEBIAN_FASHION_MNIST.is_dir()):
         return None
     return DATA_DIR

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from smskd import datasets, names, pairs
+from smskd import code, components, datasets, names, pairs
+from smskd.components import Network
 from smskd.numerics import COMPILES, PRECISIONS
 from smskd.pairs import Pair
 from smskd.recipe import Recipe
@@ -17,7 +18,8 @@ from smskd.settings import Setting, Value, check_all, declared, plain_yaml, sett
 from smskd.training import SETTINGS as TRAINING
 from smskd.training import TEACHER, TEACHER_SETTINGS, Training
 
-_FILES = ("data_dir", "teacher")
+_FILES = ("data_dir", "teacher", "student")
+_NETWORKS = {"teacher_model": "teacher", "student_model": "student"}
 
 # The teacher's training has the settings that a stage's has, where it is trained here; None: the pair's.
 _TeacherTraining: Any = dataclasses.make_dataclass(
@@ -46,28 +48,66 @@ class Experiment(_TeacherTraining):  # type: ignore[misc]
         ValueError: a value is out of bounds, a name unknown, or two settings don't go together.
     """
 
-    pair: str | None = setting(None, "teacher and student (default: tiny): " + ", ".join(pairs.available()))
-    teacher_model: str | None = setting(None, "in place of pair=, with student_model=: any classifier of torchvision")
-    student_model: str | None = setting(None, "as teacher_model=, such as mobilenet_v3_small")
-    data: str = setting("digits", "data set: " + ", ".join(datasets.NAMES))
+    pair: str | None = setting(
+        None, "teacher and student (default: tiny), or a file such as my_pair.py: " + ", ".join(pairs.available())
+    )
+    teacher_model: str | None = setting(
+        None,
+        "in place of pair=, with student_model=: cifar/NAME, torchvision/NAME, timm/NAME, or FILE.py:NAME, a class or "
+        "function (num_classes, in_channels) -> nn.Module",
+    )
+    student_model: str | None = setting(None, "as teacher_model=, such as cifar/resnet20 or nets.py:Student")
+    teacher_layers: tuple[str, ...] | None = setting(
+        None,
+        "modules whose outputs are the teacher's feature maps, such as [layer1,layer2.0] (default: the last of each "
+        "resolution; python -m smskd.models show lists them)",
+    )
+    student_layers: tuple[str, ...] | None = setting(None, "as teacher_layers=, of the student")
+    data: str = setting(
+        "digits",
+        "data set: " + ", ".join(datasets.NAMES) + "; or FILE.py:NAME, a function that gives (train, test) or (train, "
+        "validation, test), each (images, labels), a torch Dataset or a Hugging Face one",
+    )
     data_dir: str | None = setting(None, "folder with the data set's files (default: runs/data, filled by download)")
     train_size: int | None = setting(None, "train on this many images, stratified (default: all)", low=2)
     image_size: int | None = setting(
-        None, "for data=folder: pixels a side; the shorter one is resized, the middle cut out", low=1
+        None, "pixels a side, for data=folder and FILE.py; the shorter one is resized, the middle cut out", low=1
+    )
+    pad: int | None = setting(
+        None, "pixels of black around an image before it is cropped back at random (default: the data set's own)", low=0
+    )
+    flip: bool | None = setting(None, "whether images are mirrored at random (default: the data set's own)")
+    train_on: str = setting(
+        "train", "images that are trained on; all: those of the validation split, too", choices=("train", "all")
     )
     teacher: str | None = setting(
         None, "file with the teacher's weights (default: train one, and keep it in the store)"
+    )
+    student: str | None = setting(None, "file with the student's initial weights (default: drawn anew for each seed)")
+    code: tuple[str, ...] | None = setting(
+        None, "files of one's own whose code may run, such as [nets.py,cosine.py]; those that other words name needn't"
     )
     precision: str | None = setting(
         None, "of forward passes (default: bf16 on GPUs, float32 on CPUs)", choices=PRECISIONS
     )
     compile: str | None = setting(None, "compile the student (default: off)", choices=COMPILES)
     threads: int = setting(1, "threads of a training on a CPU", low=1, high=1024)
+    objects: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for name, given in self.objects.items():
+            label = "data" if name == "data" else components.of_object(given).short
+            object.__setattr__(self, name, components.OBJECT + label)
         check_all(self)
-        object.__setattr__(self, "pair", self.networks.name)
+        for name, role in _NETWORKS.items():
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, getattr(self.networks, role).name)
+        in_file = self.pair is not None and code.is_file(self.pair)
+        object.__setattr__(self, "pair", code.named(self.pair or "") if in_file else self.networks.name)
+        if code.is_file(self.data):
+            object.__setattr__(self, "data", ":".join(code.located(self.data, "data", functions=True)))
         datasets.check(self.data, data_dir=self.data_dir, image_size=self.image_size)
+        object.__setattr__(self, "code", self._stamps())
         given = [name for name in TEACHER_SETTINGS if getattr(self, name) is not None]
         if self.teacher is not None and given:
             raise ValueError(f"teacher= names finished weights, so {given[0]}= has no use; leave one of them out")
@@ -79,7 +119,24 @@ class Experiment(_TeacherTraining):  # type: ignore[misc]
     @cached_property
     def networks(self) -> Pair:
         """The teacher and student asked for, with their settings."""
-        return pairs.choose(self.pair, self.teacher_model, self.student_model)
+        chosen = {role: self._network(name) for name, role in _NETWORKS.items()}
+        layers = {"teacher": self.teacher_layers, "student": self.student_layers}
+        return pairs.choose(self.pair, **chosen, layers=layers)
+
+    def _network(self, name: str) -> Network | None:
+        given = getattr(self, name)
+        if name in self.objects:
+            return components.of_object(self.objects[name])
+        return None if given is None else components.network(given, key=name)
+
+    def _stamps(self) -> tuple[str, ...] | None:
+        """Which code from outside this is of; it must be in use, and be that which was said."""
+        said = self.code or ()
+        code.check_stamps(said)
+        names = [self.pair or "", self.data, self.networks.teacher.name, self.networks.student.name]
+        files = {code.named(one).partition(":")[0] for one in names if code.is_file(one)}
+        files |= {code.named(one.partition("@")[0]) for one in said}
+        return code.stamps(files) or None
 
     @cached_property
     def defaults(self) -> Mapping[str, Value]:

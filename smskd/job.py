@@ -17,12 +17,12 @@ import torch
 
 from smskd import anchor, methods, models
 from smskd import stage as training_loop
+from smskd.components import Network
 from smskd.data import Data
 from smskd.experiment import Experiment
-from smskd.files import ImageFiles
+from smskd.files import ImageFiles, Streamed, fitted
 from smskd.methods import base, ce, kd
 from smskd.numerics import Numerics
-from smskd.pairs import Network
 from smskd.recipe import Recipe, Stage
 from smskd.stage import Assignment
 from smskd.teacher import Teacher
@@ -33,15 +33,15 @@ class StageJob:
     """A stage to be found in the store, or trained into it.
 
     network: of the student. parent: digest of the stage before; None for the first. teachers: digests of those that it
-    asks. init_seed: of the first stage's weights. test_each_epoch: look at the test split after each epoch, which makes
-    it an entry of its own, with the same weights.
+    asks. init: of the first stage's weights the seed, or the digest if they are from a file. test_each_epoch: look at
+    the test split after each epoch, which makes it an entry of its own, with the same weights.
     """
 
     network: Network
     assignment: Assignment
     parent: str | None
     teachers: tuple[str, ...]
-    init_seed: int
+    init: int | str
     test_each_epoch: bool = False
 
     def identity(self, data: Data) -> dict[str, Any]:
@@ -51,13 +51,14 @@ class StageJob:
         return {
             "format": 3,
             "network": self.network.name,
+            **({} if self.network.layers is None else {"layers": list(self.network.layers)}),
             "image": [data.channels, data.height, data.width],
             "data": data.fingerprint,
             "methods": {name: dict(own) for name, own in work.methods.items()},
             "training": {name: value for name, value in asdict(work.training).items() if name not in without},
             "anchor": work.recipe.anchoring if work.anchored else None,
             "parent": self.parent,
-            "init_seed": self.init_seed if self.parent is None else None,
+            "init": self.init if self.parent is None else None,
             "teachers": list(self.teachers),
             "seed": work.seed,
             "code": code_digest(self.network, tuple(work.methods)),
@@ -74,11 +75,12 @@ def of_student(
     seed: int,
     parent: str | None,
     teachers: Sequence[str],
+    initial: str | None = None,
     test_each_epoch: bool = False,
 ) -> StageJob:
     """The last stage of a recipe's beginning. Its seed hangs on the path of methods alone.
 
-    teachers: digests of as many as the recipe has; what the stage doesn't ask isn't looked at.
+    initial: digest of the student's initial weights, if they are from a file. teachers: digests of as many as the recipe has; what the stage doesn't ask isn't looked at.
     """
     stage, defaults = prefix.stages[-1], experiment.defaults
     assignment = Assignment(
@@ -95,7 +97,7 @@ def of_student(
         assignment=assignment,
         parent=parent,
         teachers=asked,
-        init_seed=derived_seed(seed, "student"),
+        init=initial or derived_seed(seed, "student"),
         test_each_epoch=test_each_epoch,
     )
 
@@ -116,7 +118,7 @@ def of_teacher(experiment: Experiment, numerics: Numerics, number: int = 0) -> S
         assignment=assignment,
         parent=None,
         teachers=(),
-        init_seed=derived_seed(0, *path),
+        init=derived_seed(0, *path),
     )
 
 
@@ -145,19 +147,22 @@ def code_digest(network: Network, stage_methods: tuple[str, ...]) -> str:
         training_loop,
         anchor,
         Data,
+        Streamed,
         ImageFiles,
+        fitted,
         Teacher,
         base,
         ce,
         kd,  # the anchor's divergence, and that of methods built on it
         models,
-        importlib.import_module(network.built_by),
-        importlib.import_module("smskd.models.staged"),
-        *(methods.load(name) for name in stage_methods),
+        *(importlib.import_module(f"smskd.models.{module}") for module in models.built_by(network)),
+        *(methods.load(name) for name in stage_methods if name not in methods.own()),
     ]
-    # the layers themselves are torchvision's
-    outside = network.built_by.endswith("torchvision_any")
-    digest = hashlib.sha256(importlib.metadata.version("torchvision").encode() if outside else b"")
+    kind = network.name.partition("/")[0]
+    # the layers themselves are another package's
+    version = importlib.metadata.version(kind) if kind in ("torchvision", "timm") else ""
+    own = [methods.digest(name) for name in stage_methods if name in methods.own()]
+    digest = hashlib.sha256(repr((version, network.digest, *own)).encode())
     for source in sources:
         tree = ast.parse(inspect.getsource(source))
         for node in ast.walk(tree):
@@ -173,6 +178,6 @@ def code_digest(network: Network, stage_methods: tuple[str, ...]) -> str:
 
 
 def _declares(node: ast.stmt) -> bool:
-    """Whether a statement of a method's file declares its settings, or one of a pair's file its defaults."""
+    """Whether a statement of a method's file declares its settings, or one of a network's file its names."""
     names = [target.id for target in getattr(node, "targets", ()) if isinstance(target, ast.Name)]
-    return names in (["SETTINGS"], ["CE_WEIGHT"], ["PAIR"])
+    return names in (["SETTINGS"], ["CE_WEIGHT"], ["NETWORKS"])

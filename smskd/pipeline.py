@@ -77,6 +77,8 @@ def distil(
     """
     recipe = bench.experiment.effective(recipe)
     student = fresh(bench.pair.student, bench.data, seed=jobs.derived_seed(seed, "student"))
+    if bench.setup.initial is not None:
+        student.load_state_dict(dict(bench.setup.initial.weights))
     parent: Entry | None = None
     results: list[StageResult] = []
     extra_flops = 0.0
@@ -109,7 +111,8 @@ def job_of(prefix: Recipe, bench: Bench, *, seed: int, parent: Entry | None, tes
     """The last stage of a recipe's beginning, after `parent`; teachers that it asks are trained, if they aren't yet."""
     job = functools.partial(
         jobs.of_student, prefix, bench.experiment, bench.numerics, seed=seed,
-        parent=None if parent is None else parent.digest, test_each_epoch=test_each_epoch,
+        parent=None if parent is None else parent.digest, initial=bench.setup.initial_digest,
+        test_each_epoch=test_each_epoch,
     )  # fmt: skip
     asks = job(teachers=()).assignment.asks
     return job(teachers=[teacher(bench, k).digest for k in range(prefix.teachers)] if asks else ())
@@ -175,7 +178,9 @@ def held_stages(
     found = 0
     for prefix in experiment.effective(recipe).prefixes():
         known = [teachers.get(number, "missing") for number in range(prefix.teachers)]
-        job = jobs.of_student(prefix, experiment, numerics, seed=seed, parent=parent, teachers=known)
+        job = jobs.of_student(
+            prefix, experiment, numerics, seed=seed, parent=parent, teachers=known, initial=setup.initial_digest
+        )
         parent = setup.digest(job)
         if parent is None:
             break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +21,26 @@ _NUMBERS = ("val_accuracy", "train_flops", "device_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Initial:
+    """Weights that every student starts from, by name, and their SHA-256."""
+
+    weights: Mapping[str, Tensor]
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Data on a device, the store, and what was counted of the stages' cost."""
+    """Data on a device, the store, what was counted of the stages' cost; and initial weights that aren't drawn."""
 
     data: Data
     store: Store
     flops: FlopCounter
+    initial: Initial | None = None
+
+    @property
+    def initial_digest(self) -> str | None:
+        """Of the students' initial weights, where they aren't drawn from a seed."""
+        return None if self.initial is None else self.initial.digest
 
     def finish(
         self,

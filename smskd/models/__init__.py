@@ -1,4 +1,4 @@
-"""Every network of the project, by name. Each returns logits, feature maps and the pooled embedding.
+"""Every network by name. Each returns logits, feature maps and the pooled embedding.
 
 Pre-trained weights are deliberately not here: teachers are trained by the project or given as files.
 """
@@ -6,23 +6,26 @@ Pre-trained weights are deliberately not here: teachers are trained by the proje
 from __future__ import annotations
 
 import importlib
-from typing import NamedTuple, Protocol, cast
+import inspect
+from typing import Any, NamedTuple, Protocol, cast
 
 from torch import Tensor, nn
 
-from smskd import pairs
+from smskd import code, components
+from smskd.components import CIFAR, OBJECT, TIMM, TORCHVISION
 
 
 class Output(NamedTuple):
     """What a network says of a batch of B images.
 
-    logits: [B, classes]. features: the output of each block, shallow to deep, [B, C, H, W] each.
-    embedding: the last block's output after global average pooling, [B, D].
+    logits: [B, classes]. features: feature maps, shallow to deep, [B, C, H, W] each. embedding: what enters the last
+    linear layer, [B, D]. before_relu: where that was asked for, the maps as they are before their ReLU.
     """
 
     logits: Tensor
     features: tuple[Tensor, ...]
     embedding: Tensor
+    before_relu: tuple[Tensor, ...] = ()
 
 
 class Network(Protocol):
@@ -33,14 +36,73 @@ class Network(Protocol):
 
     hint_index: int
 
-    def __call__(self, images: Tensor) -> Output: ...
+    def __call__(self, images: Tensor, before_relu: bool = False) -> Output: ...
 
 
-def build(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
-    """A fresh network of some pair, or of torchvision, by name, initialised from torch's global generator.
+def build(network: components.Network | str, *, num_classes: int, image: tuple[int, int, int]) -> nn.Module:
+    """A fresh network, initialised from torch's global generator.
+
+    Args:
+        network: a name, or the value that smskd.components makes of one.
+        image: channels, height and width of what it is shown.
 
     Raises:
-        ValueError: there is no network of this name.
+        ValueError: there is no such network, or it can't be built for these classes and images.
     """
-    built_by = importlib.import_module(pairs.network(name).built_by)
-    return cast(nn.Module, built_by.build(name, num_classes=num_classes, in_channels=in_channels))
+    spec = components.network(network) if isinstance(network, str) else network
+    plain = _plain(spec, num_classes=num_classes, image=image)
+    if spec.name.startswith(CIFAR) and spec.layers is None:
+        return plain
+    from smskd.models.recorded import Recorded  # it wants Output
+
+    return Recorded(plain, name=spec.name, num_classes=num_classes, image=image, layers=spec.layers)
+
+
+def built_by(spec: components.Network) -> list[str]:
+    """The modules of this package, by name, that decide what a network is."""
+    kind, _, name = spec.name.partition("/")
+    own = [components.shipped()[name][0], "staged"] if kind + "/" == CIFAR else []
+    foreign = [f"{kind}_any"] if kind + "/" in (TORCHVISION, TIMM) else []
+    return [*own, *foreign, *(["recorded"] if not own or spec.layers is not None else [])]
+
+
+def _plain(spec: components.Network, *, num_classes: int, image: tuple[int, int, int]) -> nn.Module:
+    """The module itself, whatever it returns."""
+    kind, _, name = spec.name.partition("/")
+    shape = {"num_classes": num_classes, "in_channels": image[0]}
+    if kind + "/" == CIFAR:
+        family = importlib.import_module(f"{__name__}.{components.shipped()[name][0]}")
+        return cast(nn.Module, family.build(name, **shape))
+    if kind + "/" in (TORCHVISION, TIMM):
+        outside = importlib.import_module(f"{__name__}.{kind}_any")
+        more = {"image": image} if kind + "/" == TIMM else {}
+        return cast(nn.Module, outside.build(name, **shape, **more))
+    builder = spec.object if kind + "/" == OBJECT else code.load(spec.name, "network")
+    return _of_builder(builder, spec.name, shape)
+
+
+def _of_builder(builder: Any, name: str, shape: dict[str, int]) -> nn.Module:
+    """What a class or function of one's own makes of num_classes and in_channels; a module itself is taken as it is."""
+    if isinstance(builder, nn.Module):
+        return builder
+    if not callable(builder):
+        raise ValueError(
+            f"{name} must be a class or function (num_classes, in_channels) -> nn.Module, but is "
+            f"{type(builder).__name__}"
+        )
+    parameters = inspect.signature(builder).parameters
+    by_name = all(key in parameters for key in shape) or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    try:
+        inspect.signature(builder).bind(**shape) if by_name else inspect.signature(builder).bind(*shape.values())
+    except TypeError as error:
+        raise ValueError(
+            f"{name} must take (num_classes, in_channels), but takes {inspect.signature(builder)} ({error}): wrap it in "
+            "a function of these two"
+        ) from None
+    try:
+        made = builder(**shape) if by_name else builder(*shape.values())
+    except Exception as error:  # whatever a user's code may raise
+        raise ValueError(f"{name} can't be built: {code.told(error)}") from error
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"{name} must make an nn.Module, but made {type(made).__name__}")
+    return made

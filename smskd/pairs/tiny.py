@@ -1,11 +1,12 @@
 """Two small networks for 8 x 8 images: a stage in seconds on one core. Sizes and settings are this project's own."""
 
-from smskd.pairs import Network, Pair
+from smskd.components import network
+from smskd.pairs import Pair
 
 PAIR = Pair(
     name="tiny",
-    teacher=Network(name="tiny_teacher", built_by="smskd.models.tiny"),
-    student=Network(name="tiny_student", built_by="smskd.models.tiny"),
+    teacher=network("cifar/tiny_teacher"),
+    student=network("cifar/tiny_student"),
     defaults={
         **{"epochs": 12, "batch_size": 50, "learning_rate": 0.2, "schedule": "one_cycle"},
         **{"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},

@@ -1,10 +1,11 @@
 """VGG-19 to ResNet-18, for 32 x 32: the paper's third pair; the teacher has four pools."""
 
-from smskd.pairs import CIFAR, Network, Pair
+from smskd.components import network
+from smskd.pairs import CIFAR, Pair
 
 PAIR = Pair(
     name="vgg19_resnet18",
-    teacher=Network(name="vgg19", built_by="smskd.models.vgg", min_size=16),
-    student=Network(name="resnet18", built_by="smskd.models.resnet_torchvision"),
+    teacher=network("cifar/vgg19"),
+    student=network("cifar/resnet18"),
     defaults=CIFAR,
 )

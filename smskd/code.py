@@ -1,0 +1,370 @@
+"""Files of one's own: networks, data, methods, spaces and pairs that aren't part of this package. No torch.
+
+A file is used when it is named on the command line, or by `use` in Python; what YAML or a run's files say never makes
+code run. It is read once, with what it imports from its own folder, and imported from what was read: so the processes
+of a search run the same code, on other machines too, whatever happens to the file meanwhile. Its modules are known by
+their plain names, as if its folder were on Python's path.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib
+import importlib.abc
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from smskd import blame, names
+
+_MOST_BYTES = 2**22  # of all that a file brings with it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module:
+    """One module as it was read: of a file with this path."""
+
+    path: str
+    source: str
+    package: bool
+
+
+class Files(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
+    """The files in use: what `import` finds before it looks anywhere else."""
+
+    def __init__(self) -> None:
+        self.modules: dict[str, Module] = {}
+        self.of: dict[str, tuple[str, ...]] = {}  # file name -> its module, and those that it imports from its folder
+        self.folders: list[Path] = []  # of the files that are being imported
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> Any:
+        """As importlib asks."""
+        found = self.modules.get(fullname)
+        if found is None:
+            return None
+        return importlib.util.spec_from_loader(fullname, self, origin=found.path, is_package=found.package)
+
+    def get_filename(self, fullname: str) -> str:
+        """The file as it was named, so that tracebacks show it."""
+        return self.modules[fullname].path
+
+    def get_data(self, path: str | bytes) -> bytes:
+        """What was read of a file."""
+        return next(one.source.encode() for one in self.modules.values() if one.path == path)
+
+    def path_stats(self, path: str | bytes) -> Mapping[str, Any]:
+        """None: what was compiled elsewhere isn't looked at."""
+        raise OSError("compiled code isn't kept")
+
+
+_FILES = Files()  # Python has one way to import for a whole process
+
+
+def is_file(name: str) -> bool:
+    """Whether a name is `FILE.py` or `FILE.py:NAME`."""
+    return name.partition(":")[0].endswith(".py")
+
+
+def named(name: str) -> str:
+    """The name without folders: `nets.py:Student` of `my/nets.py:Student`."""
+    path, colon, attribute = name.partition(":")
+    return Path(path).name + colon + attribute
+
+
+def use(*paths: str | Path) -> None:
+    """Read files, and let them be imported from now on; a file that was used before is replaced.
+
+    Raises:
+        ValueError: there is no such file, it is no Python, or two modules would have one name.
+    """
+    found: dict[str, Module] = {}
+    of: dict[str, tuple[str, ...]] = {}
+    for path in map(Path, paths):
+        if path.suffix != ".py" or not path.is_file():
+            raise ValueError(f"{path}: there is no such file; name one of Python, FILE.py")
+        mine = _read(path.absolute())
+        for name, module in mine.items():
+            other = found.get(name)
+            if other is not None and other.path != module.path:
+                raise ValueError(f"two files of one name: {other.path} and {module.path}; rename one")
+            _check_free(name, module.path)
+        found |= mine
+        of[path.name] = tuple(mine)
+    _replace(found, of)
+
+
+def install(bundle: Mapping[str, Any]) -> None:
+    """Use what another process has read."""
+    _replace({name: Module(**one) for name, one in bundle["modules"].items()}, dict(bundle["of"]))
+
+
+def bundle() -> dict[str, Any]:
+    """All files in use, plain: for install() in another process."""
+    modules = {name: vars(one) for name, one in _FILES.modules.items()}
+    return {"modules": modules, "of": {file: list(own) for file, own in _FILES.of.items()}}
+
+
+def digest(file: str) -> str:
+    """SHA-256 of a file in use, and of what it imports from its folder.
+
+    Raises:
+        ValueError: it isn't in use.
+    """
+    told = hashlib.sha256()
+    for name in sorted(_own(file, "file")):
+        told.update(repr((name, _FILES.modules[name].source)).encode())
+    return told.hexdigest()
+
+
+def stamps(files: Iterable[str]) -> tuple[str, ...]:
+    """`nets.py@<digest>` of each, sorted: how an experiment says which code it is of."""
+    return tuple(sorted(f"{file}@{digest(file)}" for file in files))
+
+
+def check_stamps(said: Iterable[str]) -> None:
+    """Refuse files that aren't those said.
+
+    Raises:
+        ValueError: one isn't in use, or has another digest.
+    """
+    for stamp in said:
+        file, _, expected = stamp.partition("@")
+        if expected and digest(file) != expected:
+            path = _FILES.modules[_own(file, "file")[0]].path
+            raise ValueError(
+                f"{file} must be the file with the digest {expected[:12]}, but {path}, with what it imports from its "
+                f"folder, has {digest(file)[:12]}: name the file as it was"
+            )
+
+
+def located(name: str, key: str, *, functions: bool = False) -> tuple[str, str]:
+    """The file's name, and what in it is meant: without a word of that, the only class or function that it defines.
+
+    key: what the name was given for, for messages. functions: classes don't count.
+
+    Raises:
+        ValueError: the file isn't in use, or has no such name, or several and none is named.
+    """
+    path, _, attribute = name.partition(":")
+    file = Path(path).name
+    if file not in _FILES.of and _FILES.folders and (_FILES.folders[-1] / path).is_file():
+        _add(_FILES.folders[-1] / path)  # named by a file that is in use
+    tree = ast.parse(_FILES.modules[_own(file, key)[0]].source)
+    kinds = ast.FunctionDef if functions else ast.FunctionDef | ast.ClassDef
+    defined = [node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+    if attribute:
+        everything = [*defined, *_assigned(tree)]
+        if attribute not in everything:
+            near = names.nearest(attribute, everything)
+            hint = f" Did you mean {file}:{near}?" if near else ""
+            raise ValueError(
+                f"{key}={name}: {file} has no {attribute}; it has {', '.join(everything) or 'none'}.{hint}"
+            )
+        return file, attribute
+    if len(defined) != 1:
+        example = f"{key}={file}:{defined[0] if defined else 'NAME'}"
+        raise ValueError(f"{key}={name}: {file} defines {', '.join(defined) or 'nothing'}; say which, as {example}")
+    return file, defined[0]
+
+
+def defining(function: str) -> list[str]:
+    """Files in use that define a function of this name."""
+    return [file for file in _FILES.of if function in _defined(_FILES.modules[_FILES.of[file][0]].source)]
+
+
+@functools.cache  # by what it says
+def _defined(source: str) -> tuple[str, ...]:
+    return tuple(node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
+
+
+def load(name: str, key: str) -> Any:
+    """The module of `FILE.py`, or what is called NAME in it of `FILE.py:NAME`.
+
+    Raises:
+        ValueError: the file isn't in use, or raises an exception when it is imported; told with the line.
+    """
+    file, _, attribute = named(name).partition(":")
+    module = _own(file, key)[0]
+    path = Path(_FILES.modules[module].path)
+    _FILES.folders.append(path.parent)
+    try:
+        loaded: ModuleType = importlib.import_module(module)
+        return getattr(loaded, attribute) if attribute else loaded
+    except Exception as error:  # whatever a user's file may raise
+        raise ValueError(f"{key}={name}: {file} can't be imported: {told(error, str(path))}") from error
+    finally:
+        _FILES.folders.pop()
+
+
+def told(error: BaseException, path: str | None = None) -> str:
+    """An exception of such a file in one line, with the place in it."""
+    where = blame.where_raised(error, path) or blame.where_raised(error)
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{text} ({where})" if where else text
+
+
+def digest_of(given: Any) -> str:
+    """SHA-256 of the code of a module, class or function that is there as an object, and of what it refers to.
+
+    Of a module of torch its printed structure counts, too, in which the sizes of its layers stand.
+
+    Raises:
+        ValueError: its source can't be read.
+    """
+    told = hashlib.sha256(repr(given).encode() if hasattr(given, "state_dict") else b"")
+    todo, seen = [given], set[int]()
+    while todo:
+        one = todo.pop(0)
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, functools.partial):
+            told.update(repr((one.args, one.keywords)).encode())
+            todo.append(one.func)
+            continue
+        if not inspect.isroutine(one) and not inspect.isclass(one):
+            if hasattr(one, "state_dict") or callable(one):
+                todo.append(type(one))
+            else:
+                told.update(repr(one).encode())
+            continue
+        package = (one.__module__ or "").partition(".")[0]
+        file = getattr(sys.modules.get(one.__module__), "__file__", None)
+        if package in importlib.metadata.packages_distributions():
+            told.update(f"{one.__module__}.{one.__qualname__} {_version(package)}".encode())
+        elif file is not None and Path(file).is_file():
+            told.update(repr(sorted((name, module.source) for name, module in _read(Path(file)).items())).encode())
+        else:  # of a notebook, whose cells are looked at one by one
+            try:
+                told.update(inspect.getsource(one).encode())
+            except (OSError, TypeError):
+                raise ValueError(
+                    f"the source of {one.__qualname__} can't be read, so what it trains could be taken for another's: "
+                    "define it in a file, or in a cell of a notebook"
+                ) from None
+            own = vars(one).values() if inspect.isclass(one) else [one]
+            for function in filter(inspect.isfunction, own):
+                found = inspect.getclosurevars(function)
+                refers = {**found.globals, **found.nonlocals}
+                todo += [refers[name] for name in sorted(refers) if not inspect.ismodule(refers[name])]
+    return told.hexdigest()
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(importlib.metadata.packages_distributions()[package][0])
+
+
+def path_of(file: str) -> str:
+    """Where a file in use was read."""
+    return _FILES.modules[_own(file, "file")[0]].path
+
+
+def source_of(file: str) -> str:
+    """What was read of it."""
+    return _FILES.modules[_own(file, "file")[0]].source
+
+
+def _own(file: str, key: str) -> Sequence[str]:
+    if file not in _FILES.of:
+        raise ValueError(
+            f"{key}={file}: its code runs only if the file is named: add code=[{file}], with its path, on the command "
+            "line (in Python: smskd.code.use)"
+        )
+    return _FILES.of[file]
+
+
+def _add(path: Path) -> None:
+    mine = _read(path.absolute())
+    for name, module in mine.items():
+        _check_free(name, module.path)
+        other = _FILES.modules.get(name)
+        if other is not None and other.path != module.path:
+            raise ValueError(f"two files of one name: {other.path} and {module.path}; rename one")
+        _FILES.modules.setdefault(name, module)
+    _FILES.of[path.name] = tuple(mine)
+
+
+def _replace(modules: Mapping[str, Module], of: Mapping[str, Sequence[str]]) -> None:
+    if _FILES not in sys.meta_path:
+        sys.meta_path.insert(0, _FILES)
+    for name, module in modules.items():
+        if _FILES.modules.get(name) != module:
+            sys.modules.pop(name, None)
+            _FILES.modules[name] = module
+    _FILES.of |= {file: tuple(own) for file, own in of.items()}
+
+
+def _read(path: Path) -> dict[str, Module]:
+    """A file's module, and after it those that it imports from its folder, and so on."""
+    found: dict[str, Module] = {}
+    todo = [(path.stem, path)]
+    size = 0
+    while todo:
+        name, file = todo.pop(0)
+        if name in found:
+            continue
+        try:
+            source = file.read_text(encoding="utf-8")
+            tree = ast.parse(source, filename=str(file))
+        except (OSError, UnicodeDecodeError, SyntaxError, ValueError) as error:
+            line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+            raise ValueError(f"{file.name}{line} is no Python: {getattr(error, 'msg', error)}") from None
+        size += len(source)
+        if size > _MOST_BYTES:
+            raise ValueError(f"{path.name} imports more than {_MOST_BYTES} bytes from its folder, up to {file}")
+        found[name] = Module(path=str(file), source=source, package=file.name == "__init__.py")
+        for top in _imported(tree):
+            beside = path.parent / f"{top}.py"
+            package = path.parent / top / "__init__.py"
+            if package.is_file():  # whatever of it is imported later is there
+                for inner in sorted(package.parent.rglob("*.py")):
+                    parts = inner.relative_to(path.parent).with_suffix("").parts
+                    todo.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), inner))
+            elif beside.is_file():
+                todo.append((top, beside))
+    return found
+
+
+def _imported(tree: ast.Module) -> list[str]:
+    """Top-level names of the modules that are imported anywhere in a file."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [one.name.partition(".")[0] for one in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.append(node.module.partition(".")[0])
+    return found
+
+
+def _assigned(tree: ast.Module) -> list[str]:
+    """Names that are assigned or imported at the top of a file."""
+    found = []
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            found += [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.append(node.target.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found += [one.asname or one.name.partition(".")[0] for one in node.names]
+    return found
+
+
+def _check_free(name: str, path: str) -> None:
+    """Refuse a file whose name means another module to Python."""
+    if "." in name:
+        return
+    others = [finder for finder in sys.meta_path if finder is not _FILES]
+    specs = (finder.find_spec(name, None) for finder in others if hasattr(finder, "find_spec"))
+    spec = next((one for one in specs if one is not None), None)
+    folder_of_that_name = spec is not None and spec.origin is None
+    if spec is None or folder_of_that_name or (spec.origin and Path(spec.origin).resolve() == Path(path).resolve()):
+        return
+    raise ValueError(f"{path} has the name of another module, {spec.origin}: rename it")
