@@ -19,6 +19,8 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from smskd.components import CIFAR
+
 # What files of weights may have: safetensors' header; a checkpoint, in sizes of the network, and beside them: the
 # teacher that a distiller keeps with its student, and what the optimiser and the methods remember.
 _HEADER_BYTES, _CHECKPOINT_TIMES, _CHECKPOINT_BYTES = 2**22, 8, 2**28
@@ -31,7 +33,6 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "student.", "teacher.")
 _DEPTH = 4  # of wrappers in one another, and of prefixes after one another
 _COUNT = "num_batches_tracked"  # of no use but where a batch norm has no momentum; old files lack it
 _KINDS = ("weight", "bias", "running_mean", "running_var", _COUNT)
-_SHIPPED = "cifar/"
 
 
 class _Layout(NamedTuple):
@@ -171,20 +172,19 @@ def _matched(source: _Source, wanted: Mapping[str, Tensor], key: str, name: str)
     if own:  # names without doubt
         raise _Refused(_differing(own[0][1], wanted))
     differ = ""
-    for part, prefix in candidates:
-        layout = next((one for one in _LAYOUTS if _is_of(one, part)), None)
+    known = [(part, prefix, next((one for one in _LAYOUTS if _is_of(one, part)), None)) for part, prefix in candidates]
+    for part, prefix, layout in sorted(known, key=lambda one: one[2] is None):
         if layout is None and not source.ordered:
             continue
         names = list(part) if layout is None else sorted(part, key=_in_order(layout))
         paired, differs = _in_sequence(_shapes(source, {one: part[one] for one in names}), wanted)
         if paired is not None:
             how = "by the order of its shapes"
-            if layout is not None and name.startswith(_SHIPPED):
-                how = f"as {layout.title}'s {name.removeprefix(_SHIPPED)}"
+            if layout is not None and name.startswith(CIFAR):
+                how = f"as {layout.title}'s {name.removeprefix(CIFAR)}"
             given = {ours: part[theirs] for ours, theirs in paired.items()}
             return _loaded(source, given, wanted, f"read {how}{average}{_whose(prefix)}")
-        if layout is not None or not differ:
-            differ = differs
+        differ = differ or differs
     raise _Refused(_other_network(source, candidates, wanted, name, differ))
 
 
