@@ -1,0 +1,11 @@
+"""WRN-40-2 to WRN-40-1, a pair of the common comparisons on CIFAR-100; DKD's and ReviewKD's weights are published."""
+
+from smskd.components import network
+from smskd.pairs import CIFAR, Pair
+
+PAIR = Pair(
+    name="wrn40_2_wrn40_1",
+    teacher=network("cifar/wrn40_2"),
+    student=network("cifar/wrn40_1"),
+    defaults={**CIFAR, "dkd.nckd": 6.0, "reviewkd.weight": 5.0},
+)
