@@ -56,12 +56,12 @@ class Validation:
         if view is not None and reads <= held:
             return view
         with torch.no_grad():
-            output: Output = network(images)
+            output: Output = network(images, before_relu="before_relu" in reads)
         hint: int = network.hint_index  # type: ignore[assignment]
         if "features" not in reads:
             none = images.new_empty(0)
             maps = [none] * hint + [output.features[hint]] if "hint" in reads else [none] * (hint + 1)
-            output = Output(logits=output.logits, embedding=output.embedding, features=tuple(maps))
+            output = output._replace(features=tuple(maps))
         answer = View(output, hint)
         size = _size(answer) - (0 if view is None else _size(view))
         if self._bytes + size <= _KEPT_BYTES:
@@ -132,7 +132,8 @@ class Lineage:
 
 def _size(view: View) -> int:
     output = view.output
-    return sum(t.numel() * t.element_size() for t in (output.logits, output.embedding, *output.features))
+    kept = (output.logits, output.embedding, *output.features, *output.before_relu)
+    return sum(t.numel() * t.element_size() for t in kept)
 
 
 def _share(same: Tensor) -> float:

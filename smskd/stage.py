@@ -153,11 +153,11 @@ def build_terms(work: Assignment, student: View, teachers: Sequence[View], label
 
 
 def probe(network: nn.Module, data: Data) -> View:
-    """Outputs of two training images in eval mode, for their shapes; no state is moved."""
+    """All outputs of two training images in eval mode, for their shapes; no state is moved."""
     training = network.training
     network.eval()
     with torch.no_grad():
-        output: Output = network(data.normalised(data.train.images[:2]))
+        output: Output = network(data.normalised(data.train.images[:2]), before_relu=True)
     network.train(training)
     return View(output, network.hint_index)  # type: ignore[arg-type]
 
@@ -256,7 +256,7 @@ def train_stage(
                     answers = [t(index, view, images, w) for t, w in zip(teachers, wanted, strict=True) if w]
                 named = {"ce": ce_weight * ce.cross_entropy(output.output.logits, labels, training.label_smoothing)}
                 for term in terms:
-                    for name, loss in term(output, answers, Batch(labels, index)).items():
+                    for name, loss in term(output, answers, Batch(labels, index, epoch + 1)).items():
                         named[name] = named[name] + loss if name in named else loss
                 if hold is not None:
                     weights = _weights(work.recipe, answers, labels)

@@ -67,9 +67,9 @@ class Teacher:
 
         An output that `reads` doesn't name may be an empty tensor or missing.
         """
-        if "features" in reads:
+        if reads & {"features", "before_relu"}:
             with torch.no_grad():
-                return View(self.network(images), self.hint_index)
+                return View(self.network(images, before_relu="before_relu" in reads), self.hint_index)
         rows = index * self._views + view
         logits = embedding = hint = images.new_empty(0)
         if reads - {"hint"}:

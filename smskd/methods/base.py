@@ -5,8 +5,8 @@ A method's file has, beside its pure loss functions:
                temperature(default), of plain values, since it is read without running the file. `weight` is of its one
                term, or a factor of all; at `temperature` the probabilities of several teachers are averaged
     CE_WEIGHT  where it is published with cross-entropy at less than 1: that weight
-    READS      which of the teacher's outputs it looks at: "logits", "embedding", "hint", "features"; others may be
-               empty. Or reads(settings), if that depends on them
+    READS      which of the teacher's outputs it looks at: "logits", "embedding", "hint", "features", "before_relu" (the
+               maps before their ReLU); others may be empty. Or reads(settings), if that depends on them
     build(task) -> Method
 """
 
@@ -49,19 +49,21 @@ class View(NamedTuple):
 class Batch:
     """What is known of the images of a step, beside what the networks say of them.
 
-    labels: true classes, [B]. index: their places among the training images, [B]; empty on other images.
+    labels: true classes, [B]. index: their places among the training images, [B]; empty on other images. epoch: of the
+    stage, from 1.
     """
 
     labels: Tensor
     index: Tensor
+    epoch: int = 1
 
 
 @dataclass(frozen=True)
 class Task:
     """What a method is built for.
 
-    student, teacher: outputs of two images, for the shapes. settings: the method's own, each with its value. labels: of
-    all training images, [N], on the device of the training.
+    student, teacher: all outputs of two images, for shapes. settings: the method's own, each with its value. labels:
+    of all training images, [N], on the device of the training.
     """
 
     student: View
@@ -88,6 +90,11 @@ class Method(nn.Module, ABC):
 
         The teacher's outputs are constants. The networks' outputs may be in half precision.
         """
+
+    def warmed(self, batch: Batch) -> float:
+        """How much a loss with a setting `warmup` counts in this epoch; in full, where it is only measured."""
+        warmup = self.settings["warmup"]
+        return min(batch.epoch / warmup, 1.0) if self.training and warmup else 1.0
 
 
 def unit_rows(rows: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Decoupled knowledge distillation (Zhao et al. 2022, arXiv 2203.08679, eq. 7).
 
 KD's divergence is the target class's (TCKD) plus, by the teacher's doubt, that of the other classes among themselves
-(NCKD); here each has a weight of its own. The authors' warm-up of both weights over the first 20 of 240 epochs isn't
-here: a stage is short.
+(NCKD); here each has a weight of its own. The authors' warm-up of both weights over the first 20 of 240 epochs is off
+unless asked for: a stage is short.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ SETTINGS = (
     Setting("tckd", 1.0, "weight of the target class", low=0),
     Setting("nckd", 8.0, "weight of the other classes", low=0),
     temperature(4.0),
+    Setting("warmup", 0, "first epochs of the stage in which its loss rises to full weight", low=0, high=1_000_000),
 )
 
 
@@ -81,10 +82,8 @@ class DKD(Method):
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
         own = self.settings
         of = student.output.logits, teacher.output.logits, batch.labels, own["temperature"]
-        return {
-            "dkd_tckd": own["weight"] * own["tckd"] * tckd_loss(*of),
-            "dkd_nckd": own["weight"] * own["nckd"] * nckd_loss(*of),
-        }
+        weight = own["weight"] * self.warmed(batch)
+        return {"dkd_tckd": weight * own["tckd"] * tckd_loss(*of), "dkd_nckd": weight * own["nckd"] * nckd_loss(*of)}
 
 
 def build(task: Task) -> Method:

@@ -20,6 +20,7 @@ SETTINGS = (
         low=-20,
         high=0,
     ),
+    Setting("relu", False, "a ReLU behind the regressor, as in distillation benchmarks"),
 )
 
 
@@ -43,7 +44,7 @@ def hint_loss(student_hint: Tensor, teacher_hint: Tensor) -> Tensor:
 
 
 class Regressor(nn.Sequential):
-    """A convolution and batch norm from one feature-map shape to another; no ReLU, since hints can be signed.
+    """A convolution and batch norm from one feature-map shape to another.
 
     Shapes are (C, H, W). A larger map is reduced by stride, a smaller one grown by a transposed convolution.
     """
@@ -80,7 +81,7 @@ def _step(source: int, target: int) -> tuple[bool, int, int, int]:
 
 
 class FitNets(Method):
-    """hint_loss behind a regressor that belongs to this stage alone."""
+    """hint_loss behind a regressor that belongs to this stage alone; no ReLU by default, since hints can be signed."""
 
     def __init__(self, settings: Mapping[str, Any], regressor: Regressor) -> None:
         super().__init__(settings)
@@ -88,7 +89,10 @@ class FitNets(Method):
 
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
         of_student, of_teacher = (view.map(self.settings["layer"]) for view in (student, teacher))
-        return {"fitnets": self.settings["weight"] * hint_loss(self.regressor(of_student.float()), of_teacher)}
+        regressed = self.regressor(of_student.float())
+        if self.settings["relu"]:
+            regressed = regressed.relu()
+        return {"fitnets": self.settings["weight"] * hint_loss(regressed, of_teacher)}
 
 
 def build(task: Task) -> Method:

@@ -24,7 +24,7 @@ _STAGES = (
 
 
 class InvertedResidual(nn.Module):
-    """Widen by 1x1, convolve each channel by 3x3, narrow by 1x1 without a ReLU; added to the input where shapes agree."""
+    """Widen by 1x1, convolve each channel by 3x3, narrow by 1x1 without a ReLU; add the input where shapes agree."""
 
     def __init__(self, in_channels: int, out_channels: int, *, expansion: int, stride: int) -> None:
         super().__init__()

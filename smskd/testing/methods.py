@@ -36,7 +36,9 @@ def view(spec: tuple[tuple[tuple[int, int], ...], int], *, seed: int, size: int 
         return torch.randn(size, *shape, generator=generator).requires_grad_()
 
     features = tuple(drawn(channels, side, side) for channels, side in maps)
-    return View(Output(logits=drawn(CLASSES), features=features, embedding=drawn(maps[-1][0])), hint_index)
+    logits, embedding = drawn(CLASSES), drawn(maps[-1][0])
+    raw = tuple(drawn(channels, side, side) for channels, side in maps)
+    return View(Output(logits=logits, features=features, embedding=embedding, before_relu=raw), hint_index)
 
 
 def batch(size: int = SIZE) -> Batch:
@@ -79,12 +81,14 @@ def _changed(of: View, change: Callable[[Tensor], Tensor]) -> View:
     def leaf(tensor: Tensor) -> Tensor:
         return change(tensor.detach()).clone().requires_grad_()
 
-    logits, features, embedding = of.output
-    return View(Output(leaf(logits), tuple(map(leaf, features)), leaf(embedding)), of.hint_index)
+    logits, features, embedding, raw = of.output
+    made = Output(leaf(logits), tuple(map(leaf, features)), leaf(embedding), tuple(map(leaf, raw)))
+    return View(made, of.hint_index)
 
 
 def _gradients(of: View) -> list[Tensor]:
-    return [t.grad for t in (of.output.logits, of.output.embedding, *of.output.features) if t.grad is not None]
+    logits, features, embedding, raw = of.output
+    return [t.grad for t in (logits, embedding, *features, *raw) if t.grad is not None]
 
 
 def _backward(terms: Mapping[str, Tensor]) -> None:
@@ -166,7 +170,7 @@ class MethodContract:
     def test_it_says_what_it_reads(self) -> None:
         for settings in ({}, *self.variants()):
             reads = reads_of(self.method, self.settings(**settings))
-            assert reads and reads <= {"logits", "embedding", "hint", "features"}
+            assert reads and reads <= {"logits", "embedding", "hint", "features", "before_relu"}
 
     def test_it_is_built_with_its_settings(self) -> None:
         for settings in ({}, *self.variants()):
@@ -220,7 +224,7 @@ class MethodContract:
         for settings in ({}, *self.variants()):
             reads = reads_of(self.method, self.settings(**settings))
             empty = torch.empty(0)
-            logits, features, embedding = teacher.output
+            logits, features, embedding, raw = teacher.output
             kept = Output(
                 logits if "logits" in reads else empty,
                 tuple(
@@ -228,6 +232,7 @@ class MethodContract:
                     for place, maps in enumerate(features)
                 ),
                 embedding if "embedding" in reads else empty,
+                raw if "before_relu" in reads else (),
             )
             whole = losses(self.build(**settings), student, teacher, batch())
             assert losses(self.build(**settings), student, View(kept, teacher.hint_index), batch()) == whole
