@@ -2,7 +2,8 @@
 
 Pad-and-crop with flip has only (2 pad + 1)^2 * (1 or 2) views of an image, so a view is a number, and a batch of random
 views is one indexing operation. Images are tensors; a folder's that don't fit in memory stay files (smskd.files),
-and a batch of theirs gets its views in the same way. Deliberately not here: random transforms of PIL.
+and a batch of theirs gets its views in the same way. Data of the user's own are made in smskd.sources. Deliberately not
+here: random transforms of PIL.
 """
 
 from __future__ import annotations
@@ -19,45 +20,66 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import PIL
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smskd import datasets
-from smskd.files import ImageFiles, size_of
+from smskd.files import ImageFiles, Streamed, size_of, whole
 
 # torchvision and scikit-learn take seconds to import; they are imported where they read or split.
 
 # In standard deviations of the clean pixels. Enough that a small student trails its teacher by some six points.
 DIGITS_NOISE = 0.5
 _SPLIT_SEED = 0
-# A folder whose decoded images take more bytes than this is streamed. No result depends on it.
+# Images that take more bytes than this, decoded, are streamed. No result depends on it.
 MEMORY_BYTES = 2 * 2**30
-# Mean and standard deviation of a folder are taken over so many images at most, evenly spaced.
+# Mean and standard deviation are taken over so many images at most, evenly spaced.
 _MOMENT_IMAGES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Images [N, C, H, W], as read (uint8 or float32, not normalised) or still files, and labels [N], int64.
+    """Images [N, C, H, W], as read (uint8 or float32, not normalised) or streamed, and labels [N], int64.
 
-    digests: SHA-256 of each image's file, [N, 32], uint8, on the CPU; None: images that are told by their pixels.
+    digests: SHA-256 of what decides each image, [N, 32], uint8, on the CPU; None: images that are told by their pixels.
+    places: where each stood in what the split was taken from, [N], on the CPU; None: it is whole.
     """
 
-    images: Tensor | ImageFiles
+    images: Tensor | Streamed
     labels: Tensor
     digests: Tensor | None = None
+    places: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: np.ndarray) -> Split:
-        """The samples at these places."""
-        rows = torch.from_numpy(np.sort(index))
+        """The samples at these places, in the order of the split."""
+        return self._taken(torch.from_numpy(np.sort(index)))
+
+    def _taken(self, rows: Tensor) -> Split:
         images = self.images[rows] if isinstance(self.images, Tensor) else self.images.take(rows)
         digests = None if self.digests is None else self.digests[rows]
-        return Split(images=images, labels=self.labels[rows], digests=digests)
+        places = rows if self.places is None else self.places[rows]
+        return Split(images=images, labels=self.labels[rows], digests=digests, places=places)
+
+    def joined(self, other: Split) -> Split:
+        """Both as one: as they stood in what both were taken from, or one after the other."""
+        one, two = self.images, other.images
+        if isinstance(one, Streamed):
+            assert isinstance(two, Streamed), "splits of a data set have one form"
+            images: Tensor | Streamed = one.joined(two)
+        else:
+            assert isinstance(two, Tensor), "splits of a data set have one form"
+            images = torch.cat([one, two])
+        both = Split(
+            images=images,
+            labels=torch.cat([self.labels, other.labels]),
+            digests=_both(self.digests, other.digests),
+            places=_both(self.places, other.places),
+        )
+        return both if both.places is None else replace(both._taken(both.places.argsort()), places=None)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All images with their labels, in order, `size` at a time; the last batch may be smaller."""
@@ -72,7 +94,7 @@ class Data:
     """A data set, ready to train on.
 
     mean, std: [C, 1, 1], in the images' own units. pad: pixels of black around an image before it is cropped back.
-    flip: whether a mirrored image is a valid one.
+    flip: whether a mirrored image is a valid one. class_names: by label, where they are known.
     """
 
     name: str
@@ -84,8 +106,9 @@ class Data:
     std: Tensor
     pad: int
     flip: bool
+    class_names: tuple[str, ...] | None = None
     fingerprint: str = ""
-    _views: Tensor | None = field(init=False, repr=False)  # None where images are files
+    _views: Tensor | None = field(init=False, repr=False)  # None where images are streamed
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):
@@ -96,6 +119,12 @@ class Data:
                 raise ValueError(
                     f"data={self.name}: all splits must have one image shape, but train has "
                     f"{tuple(self.train.images.shape[1:])} and {name} {tuple(split.images.shape[1:])}"
+                )
+            if split.images.dtype != self.train.images.dtype:
+                ours, other = (str(one.images.dtype).removeprefix("torch.") for one in (self.train, split))
+                raise ValueError(
+                    f"data={self.name}: all splits must have one type of pixels, but train has {ours} and {name} "
+                    f"{other}"
                 )
             lowest, highest = int(split.labels.min()), int(split.labels.max())
             if lowest < 0 or highest >= self.classes:
@@ -120,6 +149,11 @@ class Data:
         return self.train.images.shape[3]
 
     @property
+    def shape(self) -> dict[str, Any]:
+        """What a network is built for: its classes and the shape of an image, as smskd.models.build takes them."""
+        return {"num_classes": self.classes, "image": (self.channels, self.height, self.width)}
+
+    @property
     def views(self) -> int:
         """How many views an image has."""
         return (2 * self.pad + 1) ** 2 * (2 if self.flip else 1)
@@ -141,7 +175,7 @@ class Data:
         """
         places = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
         images = self.train.images
-        raw = images.batches(places) if isinstance(images, ImageFiles) else None
+        raw = images.batches(places) if isinstance(images, Streamed) else None
         for index in places:
             view = views[index]
             seen = self.augmented(index, view) if raw is None else self._seen_raw(next(raw), view)
@@ -192,13 +226,20 @@ class Data:
         ):
             digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
             digest.update(np.ascontiguousarray(tensor.numpy()).data)
-        if self.train.digests is not None:  # files become pixels by PIL
-            digest.update(repr((tuple(self.train.images.shape[1:]), PIL.__version__)).encode())
+        if self.train.digests is not None:  # files are the same at any size
+            digest.update(repr(tuple(self.train.images.shape[1:])).encode())
         return digest.hexdigest()
 
 
 def load(
-    name: str, *, data_dir: Path | None = None, train_size: int | None = None, image_size: int | None = None
+    name: str,
+    *,
+    data_dir: Path | None = None,
+    train_size: int | None = None,
+    image_size: int | None = None,
+    pad: int | None = None,
+    flip: bool | None = None,
+    train_on: str = "train",
 ) -> Data:
     """Read a data set by name.
 
@@ -208,6 +249,7 @@ def load(
         train_size: keep this many training images, stratified by class; None: all.
         image_size: for `folder`, resize the shorter side to so many pixels and cut the middle out; None: images have
             one size already.
+        pad, flip, train_on: as in adapted.
 
     Returns:
         The data on the CPU. Validation is carved from the training part, stratified, always in the same way.
@@ -218,12 +260,46 @@ def load(
     datasets.check(name, data_dir=data_dir, image_size=image_size)
     reader = _READERS[name]
     data = reader(data_dir, image_size) if name == "folder" else reader(data_dir)
-    if train_size is None:
-        return data
-    count = len(data.train)
-    datasets.check_train_size(name, train_size, classes=data.classes, count=count)
-    kept = data.train if train_size == count else data.train.take(_stratified(data.train.labels, count - train_size)[0])
-    return replace(data, train=kept, fingerprint="")
+    return adapted(data, train_size=train_size, pad=pad, flip=flip, train_on=train_on)
+
+
+def adapted(
+    data: Data, *, train_size: int | None = None, pad: int | None = None, flip: bool | None = None, train_on: str
+) -> Data:
+    """Data with other settings than those they come with.
+
+    Args:
+        train_size: keep this many training images, stratified by class; None: all.
+        pad, flip: as in Data; None: the data's own.
+        train_on: `train`, or `all`: validation images are trained on, too, in the order in which they stood before
+            they were carved out. They stay the validation split, whose accuracy then says nothing. Mean and deviation
+            stay those of the training images.
+
+    Raises:
+        ValueError: a setting doesn't fit the data; one line says the mend.
+    """
+    changes: dict[str, Any] = {}
+    if pad is not None and pad != data.pad:
+        if not 0 <= pad < min(data.height, data.width):
+            raise ValueError(
+                f"data={data.name}: 0 <= pad < {min(data.height, data.width)}, the side of an image, must hold, but "
+                f"got pad={pad}"
+            )
+        changes["pad"] = pad
+    if flip is not None and flip != data.flip:
+        changes["flip"] = flip
+    train = data.train.joined(data.validation) if train_on == "all" else data.train
+    if train_size is not None:
+        count = len(train)
+        datasets.check_train_size(data.name, train_size, classes=data.classes, count=count)
+        train = train if train_size == count else train.take(_stratified(train.labels, count - train_size)[0])
+    if train is not data.train:
+        changes["train"] = train
+    return replace(data, **changes, fingerprint="") if changes else data
+
+
+def _both(one: Tensor | None, two: Tensor | None) -> Tensor | None:
+    return None if one is None or two is None else torch.cat([one, two])
 
 
 def _stratified(labels: Tensor, held_out: int) -> tuple[np.ndarray, np.ndarray]:
@@ -238,7 +314,8 @@ def _stratified(labels: Tensor, held_out: int) -> tuple[np.ndarray, np.ndarray]:
     return stay, leave
 
 
-def _carve(train: Split, held_out: int) -> tuple[Split, Split]:
+def carve(train: Split, held_out: int) -> tuple[Split, Split]:
+    """Training images, and so many of them for validation, stratified, always the same."""
     stay, leave = _stratified(train.labels, held_out)
     return train.take(stay), train.take(leave)
 
@@ -271,8 +348,8 @@ def _digits(data_dir: Path | None) -> Data:
         DIGITS_NOISE * images.std() * torch.randn(images.shape, generator=torch.Generator().manual_seed(_SPLIT_SEED))
     )
     everything = Split(images=images, labels=torch.from_numpy(bunch.target).long())
-    train, rest = _carve(everything, 797)
-    validation, test = _carve(rest, 399)
+    train, rest = carve(everything, 797)
+    validation, test = carve(rest, 399)
     mean, std = _moments(train)
     return Data(
         name="digits", classes=10, train=train, validation=validation, test=test, mean=mean, std=std, pad=0, flip=False
@@ -314,7 +391,7 @@ def _fashion_mnist_from(root: Path, shown: Path | None = None) -> Data:
             f"data=fashion_mnist: the files in {shown or root} are incomplete or damaged ({error})"
         ) from None
     train, test = (Split(images=s.data.unsqueeze(1), labels=s.targets.long()) for s in sets)
-    train, validation = _carve(train, len(train) // 10)
+    train, validation = carve(train, len(train) // 10)
     mean, std = _moments(train)
     return Data(
         name="fashion_mnist",
@@ -349,7 +426,7 @@ def _cifar(data_dir: Path | None, *, name: str) -> Data:
         found = root / folder
     train = _cifar_split(name, [found / file for file in train_files], key)
     test = _cifar_split(name, [found / test_file], key)
-    train, validation = _carve(train, len(train) // 10)
+    train, validation = carve(train, len(train) // 10)
     return Data(
         name=name, classes=classes, train=train, validation=validation, test=test,
         mean=_channel(mean, 255), std=_channel(std, 255), pad=4, flip=True,
@@ -394,12 +471,13 @@ def _told_by(split: Split) -> Tensor:
     return split.images
 
 
-def _folder_moments(train: Split) -> tuple[Tensor, Tensor]:
-    """As _moments, of uint8 images in files or not: sums of whole numbers are the same however they are cut."""
+def sampled_moments(train: Split) -> tuple[Tensor, Tensor]:
+    """As _moments, of images that are streamed or not, which gives the same: batches are cut in one way."""
     rows = np.unique(np.linspace(0, len(train) - 1, min(len(train), _MOMENT_IMAGES)).round().astype(np.int64))
-    total, square = torch.zeros(2, train.images.shape[1], dtype=torch.int64)
+    exact = torch.int64 if train.images.dtype == torch.uint8 else torch.float64
+    total, square = torch.zeros(2, train.images.shape[1], dtype=exact)
     for images, _ in train.take(rows).batches(64):
-        flat = images.transpose(0, 1).flatten(1).long()
+        flat = images.transpose(0, 1).flatten(1).to(exact)
         total, square = total + flat.sum(dim=1), square + flat.square().sum(dim=1)
     count = len(rows) * train.images.shape[2] * train.images.shape[3]
     mean = total.double() / count
@@ -433,12 +511,22 @@ def _folder(data_dir: Path | None, image_size: int | None) -> Data:
     if len(read) == 3:
         validation = read["val"]
     else:
-        train, validation = _carve(train, max(len(classes), len(train) // 10))
-    mean, std = _folder_moments(train)
+        train, validation = carve(train, default_held_out(train, len(classes)))
+    mean, std = sampled_moments(train)
     return Data(
         name="folder", classes=len(classes), train=train, validation=validation, test=test,
-        mean=mean, std=std, pad=max(1, train.images.shape[-1] // 8), flip=True,
+        mean=mean, std=std, pad=default_pad(train), flip=True, class_names=tuple(classes),
     )  # fmt: skip
+
+
+def default_held_out(train: Split, classes: int) -> int:
+    """How many of the training images are for validation, where data bring none."""
+    return max(classes, len(train) // 10)
+
+
+def default_pad(train: Split) -> int:
+    """As in Data, where data say none: an eighth of the width, as CIFAR's four pixels are."""
+    return max(1, train.images.shape[-1] // 8)
 
 
 class _Listing(NamedTuple):
@@ -480,10 +568,11 @@ def _splits(found: dict[str, _Listing], image_size: int | None) -> dict[str, Spl
         part: ImageFiles(paths=listing.paths, height=height, width=width, resize=image_size is not None)
         for part, listing in found.items()
     }
-    fits = sum(images.nbytes for images in files.values()) <= MEMORY_BYTES
+    streams = {part: whole(images) for part, images in files.items()}
+    fits = sum(images.nbytes for images in streams.values()) <= MEMORY_BYTES
     return {
-        part: Split(images=images[:] if fits else images, labels=found[part].labels, digests=images.digests())
-        for part, images in files.items()
+        part: Split(images=images[:] if fits else images, labels=found[part].labels, digests=files[part].digests())
+        for part, images in streams.items()
     }
 
 

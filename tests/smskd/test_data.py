@@ -46,6 +46,35 @@ def test_train_size_is_stratified_and_changes_the_fingerprint() -> None:
     assert load("digits", train_size=1000).fingerprint == whole.fingerprint
 
 
+def test_all_images_but_those_of_the_test_are_trained_on() -> None:
+    data, every = load("digits"), load("digits", train_on="all")
+    assert (len(every.train), len(every.validation), len(every.test)) == (1398, 398, 399)
+    assert every.train.places is None
+    assert _rows(every.train) == _rows(data.train) | _rows(data.validation)
+    assert not _rows(every.train) & _rows(data.test)
+    assert torch.equal(every.validation.images, data.validation.images)
+    assert torch.equal(every.mean, data.mean)
+    assert torch.equal(every.std, data.std)
+    assert every.fingerprint != data.fingerprint
+    assert load("digits", train_on="train").fingerprint == data.fingerprint
+    part = load("digits", train_on="all", train_size=1200)
+    assert len(part.train) == 1200
+    assert _rows(part.train) < _rows(every.train)
+
+
+def test_pad_and_flip_are_settable() -> None:
+    data = load("digits")
+    other = load("digits", pad=2, flip=True)
+    assert (data.pad, data.flip, data.views) == (0, False, 1)
+    assert (other.pad, other.flip, other.views) == (2, True, 50)
+    assert torch.equal(other.train.images, data.train.images)
+    assert len({d.fingerprint for d in (data, other, load("digits", pad=2), load("digits", flip=True))}) == 4
+    assert load("digits", pad=0, flip=False).fingerprint == data.fingerprint
+    for pad in (-1, 8):
+        with pytest.raises(ValueError, match=rf"0 <= pad < 8, the side of an image, must hold, but got pad={pad}"):
+            load("digits", pad=pad)
+
+
 @pytest.mark.parametrize("size", [9, 1001])
 def test_train_size_out_of_range(size: int) -> None:
     with pytest.raises(ValueError, match=r"train_size must be from 10 .* to 1000"):
@@ -140,6 +169,9 @@ def test_cifar100(tmp_path: Path, inside: bool) -> None:
     assert not _rows(data.train) & _rows(data.validation)
     assert data.validation.labels.bincount().tolist() == [1] * 100
     assert data.test.images[7].flatten().numpy().tobytes() == _images(1, 100)[7].tobytes()
+    every = load("cifar100", data_dir=folder if inside else tmp_path, train_on="all")
+    assert np.array_equal(every.train.images.flatten(1).numpy(), train), "in the order of the file"
+    assert every.train.labels.tolist() == labels
 
 
 def test_cifar10(tmp_path: Path) -> None:
@@ -262,6 +294,12 @@ def test_folder_with_three_parts_keeps_them(tmp_path: Path) -> None:
     _class_folders(tmp_path, {"train": 6, "val": 4, "test": 3})
     data = load("folder", data_dir=tmp_path)
     assert (len(data.train), len(data.validation), len(data.test)) == (12, 8, 6)
+    assert data.class_names is not None
+    assert len(data.class_names) == 2
+    every = load("folder", data_dir=tmp_path, train_on="all")
+    assert torch.equal(every.train.images, torch.cat([data.train.images, data.validation.images]))
+    assert torch.equal(every.train.labels, torch.cat([data.train.labels, data.validation.labels]))
+    assert torch.equal(every.train.digests, torch.cat([data.train.digests, data.validation.digests]))
 
 
 def test_folder_of_several_sizes_needs_image_size(tmp_path: Path) -> None:

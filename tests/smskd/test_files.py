@@ -16,7 +16,7 @@ from smskd import data as datasets
 from smskd import pipeline
 from smskd.data import Data, load
 from smskd.experiment import Experiment
-from smskd.files import ImageFiles
+from smskd.files import ImageFiles, Streamed
 
 
 def write_folder(root: Path, parts: dict[str, int], *, size: tuple[int, int], suffix: str = "png") -> Path:
@@ -43,7 +43,7 @@ def both(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tupl
     monkeypatch.setattr(datasets, "MEMORY_BYTES", 0)
     streamed = load("folder", data_dir=folder, **settings)
     assert isinstance(in_memory.train.images, torch.Tensor)
-    assert all(isinstance(s.images, ImageFiles) for s in (streamed.train, streamed.validation, streamed.test))
+    assert all(isinstance(s.images, Streamed) for s in (streamed.train, streamed.validation, streamed.test))
     return in_memory, streamed
 
 
@@ -52,10 +52,10 @@ def test_what_does_not_fit_stays_files(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(datasets, "MEMORY_BYTES", needed)
     assert isinstance(load("folder", data_dir=folder, image_size=12).train.images, torch.Tensor)
     monkeypatch.setattr(datasets, "MEMORY_BYTES", needed - 1)
-    assert isinstance(load("folder", data_dir=folder, image_size=12).train.images, ImageFiles)
+    assert isinstance(load("folder", data_dir=folder, image_size=12).train.images, Streamed)
 
 
-@pytest.mark.parametrize("settings", [{"image_size": 12}, {"image_size": 12, "train_size": 9}, {}])
+@pytest.mark.parametrize("settings", [{"image_size": 12}, {"image_size": 12, "train_size": 9}, {"train_on": "all"}, {}])
 def test_both_forms_are_one_data_set(folder: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
     one, two = both(folder, monkeypatch, **settings)
     assert one.fingerprint == two.fingerprint
@@ -107,9 +107,9 @@ def test_training_is_the_same_bit_for_bit(folder: Path, tmp_path: Path, monkeypa
 def test_training_processes_decode_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, data = both(folder, monkeypatch, image_size=12)
     here = os.getpid()
-    original = ImageFiles._decoded
+    original = ImageFiles.read
     monkeypatch.setattr(
-        ImageFiles, "_decoded", lambda files, paths: original(files, paths) if os.getpid() != here else pytest.fail()
+        ImageFiles, "read", lambda files, places: original(files, places) if os.getpid() != here else pytest.fail()
     )
     order = torch.arange(len(data.train))
     assert len(list(data.batches(order, order * 0, 5))) == len(order) // 5
