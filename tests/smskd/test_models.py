@@ -1,7 +1,8 @@
-"""Every network keeps the Output contract, and has the shapes and sizes that the published ones have."""
+"""Every network keeps the Output contract. That they are the published ones is in test_published.py."""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 
 import pytest
@@ -9,25 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from smskd import models, pairs
+from smskd import components, models
 
-PAIRS = [pairs.get(name) for name in pairs.available()]
-MIN_SIZES = {n.name: n.min_size for pair in PAIRS for n in (pair.teacher, pair.student)}
+MIN_SIZES = {name: size for name, (_, size) in components.shipped().items()}
 NAMES = tuple(MIN_SIZES)
-
-# for 3 x 32 x 32 images and 100 classes: hint, last feature map, parameters
-PUBLISHED = {
-    "resnet50": ((512, 16, 16), (2048, 4, 4), 23_705_252),
-    "mobilenetv2_half": ((16, 8, 8), (1280, 2, 2), 812_548),
-    "wrn40_2": ((64, 16, 16), (128, 8, 8), 2_255_156),
-    "shufflenetv2": ((232, 8, 8), (1024, 4, 4), 1_355_528),
-    "vgg19": ((256, 8, 8), (512, 2, 2), 20_081_188),
-    "resnet18": ((128, 16, 16), (512, 4, 4), 11_220_132),
-    "resnet20": ((32, 16, 16), (64, 8, 8), 278_324),
-    "resnet56": ((32, 16, 16), (64, 8, 8), 861_620),
-    "resnet8x4": ((128, 16, 16), (256, 8, 8), 1_233_540),
-    "resnet32x4": ((128, 16, 16), (256, 8, 8), 7_433_860),
-}
 # for 1 x 8 x 8 images and 10 classes; convolution + batch norm of each block, then the linear layer
 TINY = {
     "tiny_teacher": ((64, 4, 4), (64, 4, 4), 9 * 32 + 64 + 9 * 32 * 64 + 128 + 9 * 64 * 64 + 128 + 650),
@@ -43,13 +29,13 @@ def same_images_every_time() -> None:
 @cache
 def colour_network(name: str) -> nn.Module:
     """In eval mode, for 3 channels and 100 classes. Shared: tests must not train it."""
-    return models.build(name, num_classes=100, in_channels=3).eval()
+    return models.build(f"cifar/{name}", num_classes=100, image=(3, 32, 32)).eval()
 
 
 @cache
 def grey_network(name: str) -> nn.Module:
     """In train mode, for 1 channel and 10 classes. Shared: only shapes may be asserted."""
-    return models.build(name, num_classes=10, in_channels=1).train()
+    return models.build(f"cifar/{name}", num_classes=10, image=(1, 8, 8)).train()
 
 
 def parameters(network: nn.Module) -> int:
@@ -59,22 +45,6 @@ def parameters(network: nn.Module) -> int:
 def linear_layer(network: nn.Module) -> nn.Linear:
     (linear,) = (m for m in network.modules() if isinstance(m, nn.Linear))
     return linear
-
-
-def test_networks_of_known_shapes_are_found() -> None:
-    assert set(PUBLISHED) | set(TINY) <= set(NAMES)
-    assert not set(PUBLISHED) & set(TINY)
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_hint_last_map_and_size_are_the_published_ones(name: str) -> None:
-    network = colour_network(name)
-    with torch.no_grad():
-        output = network(torch.randn(2, 3, 32, 32))
-    hint, last, count = PUBLISHED[name]
-    assert tuple(output.features[network.hint_index].shape) == (2, *hint)
-    assert tuple(output.features[-1].shape) == (2, *last)
-    assert parameters(network) == count
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -93,8 +63,9 @@ def test_output_contract(name: str) -> None:
     output = network(torch.randn(2, 3, 32, 32))
     assert isinstance(output, models.Output)
     assert output.logits.shape == (2, 100)
-    # the embedding is the last map, pooled, and what the linear layer sees
-    torch.testing.assert_close(output.embedding, F.adaptive_avg_pool2d(output.features[-1], 1).flatten(1))
+    # the embedding is the last map behind the tail, pooled, and what the linear layer sees
+    tail = getattr(network, "tail", None) or nn.Identity()
+    torch.testing.assert_close(output.embedding, F.adaptive_avg_pool2d(tail(output.features[-1]), 1).flatten(1))
     torch.testing.assert_close(linear_layer(network)(output.embedding), output.logits)
     # each map is made from the one before it, and nothing changed it in place since
     for shallow, deep in zip(output.features, output.features[1:], strict=False):
@@ -121,7 +92,7 @@ def test_grey_images_of_any_size(name: str, shape: tuple[int, int]) -> None:
         pytest.skip(f"{name} needs {MIN_SIZES[name]} pixels")
     output = grey_network(name)(torch.randn(2, 1, *shape))
     assert output.logits.shape == (2, 10)
-    assert output.embedding.shape == output.features[-1].shape[:2]
+    assert output.embedding.shape == (2, linear_layer(grey_network(name)).in_features)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,22 +104,41 @@ def test_min_size_is_the_smallest_that_works(name: str) -> None:
             network(torch.randn(2, 1, size - 1, size - 1))
 
 
-def test_features_of_wrn_are_signed_until_the_last_and_resnets_are_not() -> None:
-    images = torch.randn(2, 3, 32, 32)
-    *blocks, last = colour_network("wrn40_2")(images).features
-    assert all(f.min() < 0 for f in blocks)
-    assert last.min() == 0
-    assert all(f.min() >= 0 for f in colour_network("resnet20")(images).features)
+@pytest.mark.parametrize("name", NAMES)
+def test_features_are_signed_where_no_relu_ends_a_stage(name: str) -> None:
+    signed = [maps.min() < 0 for maps in colour_network(name)(torch.randn(2, 3, 32, 32)).features]
+    assert signed == [name.startswith(("wrn", "mobilenet"))] * len(signed)
 
 
-def test_vgg_hint_is_before_its_pool() -> None:
-    features = colour_network("vgg19")(torch.randn(2, 3, 32, 32)).features
-    assert [f.shape[2] for f in features] == [32, 16, 8, 4, 2]
+@pytest.mark.parametrize("name", NAMES)
+def test_maps_before_the_relu(name: str) -> None:
+    output = colour_network(name)(torch.randn(2, 3, 32, 32), before_relu=True)
+    if name.startswith("wrn"):  # the next batch norm's, whose ReLU is no map
+        raw, maps = output.before_relu, output.features
+        assert [r.shape for r in raw] == [m.shape for m in maps] and all(r.min() < 0 for r in raw)
+        return
+    for raw, maps in zip(output.before_relu, output.features, strict=True):
+        if name.startswith(("mobilenet", "shufflenetv2")):  # whose stages don't end with one
+            assert raw is maps
+        else:
+            assert raw.min() < 0 and torch.equal(raw.relu(), maps)
 
 
-def test_of_the_published_networks_only_mobilenet_drops_out() -> None:
-    droppers = {n for n in PUBLISHED if any(isinstance(m, nn.Dropout) and m.p > 0 for m in grey_network(n).modules())}
-    assert droppers == {"mobilenetv2_half"}
+def test_no_network_drops_out() -> None:
+    assert not [n for n in NAMES if any(isinstance(m, nn.Dropout) for m in grey_network(n).modules())]
+
+
+@pytest.mark.parametrize("name", ["tiny_student", "wrn16_2"])
+def test_a_copy_watches_its_own_layers(name: str) -> None:
+    network = models.build(f"cifar/{name}", num_classes=10, image=(1, 8, 8)).eval()
+    images = torch.randn(2, 1, 8, 8)
+    copied = deepcopy(network)
+    with torch.no_grad():
+        before = network(images, before_relu=True).before_relu
+        for parameter in network.parameters():
+            parameter.zero_()
+        after = copied(images, before_relu=True).before_relu
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize("name", ["tiny_student", "mobilenetv2_half", "resnet8x4"])
@@ -156,7 +146,7 @@ def test_same_generator_state_gives_the_same_network(name: str) -> None:
     states = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        states.append(models.build(name, num_classes=10, in_channels=1).state_dict())
+        states.append(models.build(f"cifar/{name}", num_classes=10, image=(1, 8, 8)).state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert not all(torch.equal(states[0][key], states[2][key]) for key in states[0])
 
@@ -173,5 +163,5 @@ def test_convolutions_are_drawn_by_fan_out(name: str) -> None:
 
 
 def test_unknown_network() -> None:
-    with pytest.raises(ValueError, match=r"unknown network 'resnet19'.*Did you mean 'resnet\d+'\?"):
-        models.build("resnet19", num_classes=10, in_channels=3)
+    with pytest.raises(ValueError, match=r"unknown network 'cifar/resnet21'.*Did you mean 'cifar/resnet\d+'\?"):
+        models.build("cifar/resnet21", num_classes=10, image=(3, 32, 32))
