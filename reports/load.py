@@ -32,7 +32,10 @@ def _part(**kinds: Any) -> type[msgspec.Struct]:
 
 _COST = Literal["flops", "seconds", "params", "latency"]
 _ENDS = tuple[float, float]
-_NETWORK: Any = _part(name=str, params=int, val_accuracy=float, digest=str)
+_NETWORK: Any = _part(
+    **{"name": str, "params": int, "digest": str, "val_accuracy": float},
+    **{"train_accuracy": float, "test_accuracy": float, "warnings": list[str]},
+)
 _CONFIRM: Any = _part(seeds=list[int], opened=str, reopened=bool)
 _BOX = msgspec.defstruct("box", [("error", _ENDS), ("cost", _ENDS), ("cost_name", _COST)])
 _NAMES = Annotated[list[Annotated[str, msgspec.Meta(pattern=rf"^{NAME.pattern}\Z")]], msgspec.Meta(min_length=1)]

@@ -39,6 +39,7 @@ def contents(run: Run, files: Mapping[str, str | None]) -> dict[str, Any]:
         "failures": stopped["failed"].to_dict("records"),
         "pruned": stopped["pruned"].drop_duplicates("recipe_id").to_dict("records"),
         "provenance": provenance(run, rows, files, seen),
+        "warnings": get(info, "teacher", "warnings") or (),
         "stages_page": "stages.html" in files,
         "best": None,
     }

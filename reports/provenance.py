@@ -50,6 +50,7 @@ def provenance(
     versions = ", ".join(f"{name} {version}" for name, version in sorted((info.get("versions") or {}).items()))
     searched = {name: text for name, text in info["settings"].items() if name in differing(results)}
     return [
+        *(("Warning", _sentence(warning)) for warning in teacher.get("warnings") or ()),
         (
             "Numbers",
             "Computed from results.parquet alone. Of run.json: settings, sizes of the splits, the teacher's accuracy, "
@@ -84,7 +85,7 @@ def provenance(
         (
             "Teacher",
             f"{teacher.get('name') or NOT}, {_whole(teacher.get('params'))} parameters, "
-            f"{percent(teacher.get('val_accuracy'))} % on validation; "
+            f"{accuracies(teacher)}; "
             f"{teacher.get('source') or NOT}; digest {str(teacher.get('digest') or NOT)[:16]}.",
         ),
         ("Student", f"{student.get('name') or NOT}, {_whole(student.get('params'))} parameters."),
@@ -94,6 +95,18 @@ def provenance(
         ("Finished", when(info["finished"]) if info.get("finished") else "not yet: this is what there is so far"),
         ("Files", ", ".join(sorted(files))),
     ]
+
+
+def accuracies(teacher: Mapping[str, Any]) -> str:
+    """A teacher's, in words: on validation, and where it was looked at on the other splits, too."""
+    others = {"test": "test_accuracy", "training images": "train_accuracy"}
+    known = {split: teacher[key] for split, key in others.items() if teacher.get(key) is not None}
+    shown = {"validation": teacher.get("val_accuracy"), **known}
+    return ", ".join(f"{percent(value)} % on {split}" for split, value in shown.items())
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(("?", ".")) else ".")
 
 
 def _opened(rows: Sequence[Row], info: Mapping[str, Any]) -> str:

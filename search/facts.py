@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from smskd import cost, job, models
+from smskd import cost, given_teacher, job, models
 from smskd.bench import Bench
 from smskd.data import Data
 from smskd.experiment import Experiment
@@ -24,7 +24,7 @@ def describe(bench: Bench, *, latency: bool, timed: bool) -> dict[str, Any]:
 
     latency: measure the student's, in milliseconds; otherwise None. timed: as in `epoch`.
     """
-    data = bench.data
+    data, looked_at = bench.data, given_teacher.accuracies(bench)
     student = models.build(bench.pair.student, **data.shape).to(bench.device)
     return {
         "teacher": {
@@ -33,7 +33,8 @@ def describe(bench: Bench, *, latency: bool, timed: bool) -> dict[str, Any]:
             "val_accuracy": bench.teacher_accuracy,
             "source": bench.teachers[0].source,
             "digest": bench.teacher_digest,
-        },
+        }
+        | ({} if looked_at is None else _of_given(looked_at)),
         "student": {"name": bench.pair.student.name, "params": cost.parameters(student)},
         "dataset": {
             "name": data.name,
@@ -52,6 +53,15 @@ def describe(bench: Bench, *, latency: bool, timed: bool) -> dict[str, Any]:
         "latency_ms": cost.latency_ms(student, data.normalised(data.train.images[:1])) if latency else None,
         "epoch": epoch(bench.experiment, data, timed=timed),
         "environment": job.environment(bench.device, bench.numerics),
+    }
+
+
+def _of_given(teacher: given_teacher.Accuracies) -> dict[str, Any]:
+    """What is told of a teacher that wasn't trained here alone."""
+    return {
+        "train_accuracy": teacher.train,
+        "test_accuracy": teacher.test,
+        "warnings": list(teacher.warnings),
     }
 
 

@@ -70,6 +70,18 @@ def test_default_run_shows_its_numbers(make_run: Make) -> None:
     )
 
 
+def test_warnings_of_a_teacher_from_a_file_stand_on_top_and_where_numbers_come_from(make_run: Make) -> None:
+    run = make_run()
+    assert "Warning" not in text_of(run)
+    told = {"name": "t", "val_accuracy": 0.99, "test_accuracy": 0.7, "train_accuracy": 1.0}
+    _with(run, teacher=told | {"warnings": ["the teacher <is> doubtful"]})
+    terms = contents(run)["provenance"]
+    assert terms[0] == ("Warning", "The teacher <is> doubtful.")
+    assert "99.00 % on validation, 70.00 % on test, 100.00 % on training images" in dict(terms)["Teacher"]
+    text = text_of(run)
+    assert text.index("Warning: the teacher <is> doubtful") < text.index("How these numbers came to be")
+
+
 def test_gain_is_paired_by_seed(make_run: Make) -> None:
     run = make_run()
     table = results.read(run).set_index("seed")

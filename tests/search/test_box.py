@@ -52,6 +52,13 @@ def test_it_ends_at_the_error_of_guessing() -> None:
     assert decide(config.parse([]), bad, [parse("kd")])["error"] == pytest.approx([0, 0.9])
 
 
+@pytest.mark.parametrize(("test", "error"), [(0.9, 0.35), (0.8, 0.65), (0.95, 0.35), (0.3, 0.9)])
+def test_a_teacher_that_saw_validation_shuts_no_student_out(test: float, error: float) -> None:
+    """What counts is its larger error."""
+    seen = BENCH | {"teacher": {"val_accuracy": 0.9, "test_accuracy": test}}
+    assert decide(config.parse([]), seen, [parse("kd")])["error"] == pytest.approx([0, error])
+
+
 def test_a_given_one_is_taken_as_it_is() -> None:
     box = decide(config.parse(["box=[0.1,0.5,1e3,1e6]"]), {}, [])
     assert box == {"error": [0.1, 0.5], "cost": [1e3, 1e6], "cost_name": "flops"}
