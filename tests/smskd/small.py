@@ -47,7 +47,7 @@ def run(text: str, store: Path, *, epochs: int = 1, seed: int = 0, **settings: A
 def fresh(seed: int = 0, name: str = "tiny_student") -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return models.build(name, num_classes=10, in_channels=1)
+        return models.build(f"cifar/{name}", num_classes=10, image=(1, 8, 8))
 
 
 def assignment(text: str, *, epochs: int = 1, seed: int = 5, anchored: bool = False, **settings: Any) -> Assignment:
