@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from smskd import anchor
@@ -24,19 +27,73 @@ from smskd.training import Training
 TRAINING_OVER_FORWARD = 3
 
 
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *rest: Any, **more: Any) -> int:
+    return 2 * math.prod(query[:3]) * key[2] * (query[3] + value[3])
+
+
+def _product(left: Sequence[int], right: Sequence[int], *rest: Any, **more: Any) -> int:
+    return 2 * math.prod(left) * (right[-1] if len(right) > 1 else 1)
+
+
+def _added_product(added: Sequence[int], left: Sequence[int], right: Sequence[int], *rest: Any, **more: Any) -> int:
+    return _product(left, right)
+
+
+def _recurrent(given: Sequence[int], *rest: Any, **more: Any) -> int:
+    """Every weight, once a step. What else an operator is given has fewer or more dimensions, or comes as a list."""
+    weights = rest[0] if isinstance(rest[0], list) else rest[:2]
+    return 2 * math.prod(given[:-1]) * sum(math.prod(one) for one in weights if len(one) == 2)
+
+
+# FLOPs, from the shapes of the arguments, of operators that torch's counter takes for nothing.
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_fused_attention_overrideable: _attention,
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent,  # of LSTMs on CPUs: one layer, one direction
+    torch.ops.aten._cudnn_rnn: _recurrent,
+    torch.ops.aten.dot: _product,
+    torch.ops.aten.mv: _product,
+    torch.ops.aten._grouped_mm: _product,
+    torch.ops.aten.addmv: _added_product,
+    torch.ops.aten.addbmm: _added_product,
+    torch.ops.aten._addmm_activation: _added_product,
+}
+
+
+@contextlib.contextmanager
+def _plain_operators() -> Iterator[None]:
+    """Have attention and transformers' layers done by the operators they are made of, which are the same everywhere.
+
+    Fused ones pad heads to widths that hang on the device, and a whole encoder layer in one has no formula.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def forward_flops(module: nn.Module, *inputs: Any, images: int) -> float:
     """FLOPs of one forward pass per image (a multiply-add counts 2), in eval mode; no state is moved.
+
+    The same on every device. Products of matrices and convolutions are counted, not what is done element by element;
+    attention as if nothing were masked.
 
     Args:
         module: what to call.
         inputs: its arguments, for a batch of `images` images.
         images: the batch size the result is divided by.
     """
-    training = module.training
+    modes = [(one, one.training) for one in module.modules()]
     module.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(*inputs)
-    module.train(training)
+    try:
+        with torch.no_grad(), _plain_operators(), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+            module(*inputs)
+    finally:
+        for one, mode in modes:
+            one.training = mode
     return float(counter.get_total_flops()) / images
 
 
