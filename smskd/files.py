@@ -118,8 +118,8 @@ class _Joined:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        count, *image = self._first.shape
-        return count + self._second.shape[0], *image
+        count, channels, height, width = self._first.shape
+        return count + self._second.shape[0], channels, height, width
 
     def read(self, places: np.ndarray) -> Tensor:
         count = self._first.shape[0]

@@ -83,7 +83,7 @@ def of_parts(
     splits = {
         part: Split(images=images, labels=labels[part], digests=digests) for part, (images, _, digests) in read.items()
     }
-    train, classes = splits["train"], len(class_names or labels["train"].unique())
+    train, classes = splits["train"], len(class_names or torch.bincount(labels["train"]))
     if "validation" in splits:
         validation = splits["validation"]
     else:
@@ -133,7 +133,7 @@ class _Raw:
 
 def _raw(where: str, part: Any) -> _Raw:
     """Raises ValueError: the part has none of the forms, has no items, or gives others when it is asked again."""
-    if isinstance(part, tuple | list) and len(part) == 2 and getattr(part[0], "shape", ()):
+    if isinstance(part, tuple | list) and len(part) == 2 and len(getattr(part[0], "shape", ())):
         found = _arrays(where, *part)
     elif (
         type(part).__module__.partition(".")[0] == "datasets" and hasattr(part, "features") and hasattr(part, "__len__")
