@@ -16,7 +16,7 @@ from smskd.recipe import Stage
 LABELS = torch.tensor([0, 1])
 PAPERS = {
     "kd": {"weight": 0.9, "temperature": 4.0},
-    "fitnets": {"weight": 100.0, "layer": 0},
+    "fitnets": {"weight": 100.0, "layer": 0, "relu": False},
     "rkd": {"weight": 1.0, "distance": 25.0, "angle": 50.0},
 }
 RKD_LOSSES = [rkd.distance_loss, rkd.angle_loss]

@@ -39,12 +39,15 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def view_of(maps: Sequence[Tensor], embedding: Tensor | None = None, logits: Tensor | None = None) -> View:
-    empty = torch.empty(0)
+    """Without an embedding, the last map's average; before the ReLU maps are lower by 1."""
+    if embedding is None:
+        embedding = maps[-1].mean((2, 3)) if maps else torch.empty(0)
     return View(
         Output(
-            logits=empty if logits is None else logits,
+            logits=torch.empty(0) if logits is None else logits,
             features=tuple(maps),
-            embedding=empty if embedding is None else embedding,
+            embedding=embedding,
+            before_relu=tuple(one - 1 for one in maps),
         ),
         0,
     )
@@ -147,7 +150,7 @@ def test_logit_std_equals_the_plain_form(temperature: float) -> None:
 
 
 def test_logit_std_defaults() -> None:
-    assert defaults("logit_std") == {"weight": 9.0, "temperature": 2.0}
+    assert defaults("logit_std") == {"weight": 9.0, "temperature": 2.0, "unbiased": False}
     student, teacher = randn(8, 10), randn(8, 10, seed=1)
     plain = naive_logit_std(student, teacher, 2.0)
     views = view_of([], logits=student), view_of([], logits=teacher)
@@ -347,16 +350,17 @@ def test_reviewkd_goes_from_the_deepest_level_up() -> None:
     student = [randn(2, 8, 4, 4), randn(2, 16, 2, 2, seed=1)]
     teacher = [randn(2, 32, 8, 8, seed=2), randn(2, 24, 4, 4, seed=3), randn(2, 20, 2, 2, seed=4)]
     method = built("reviewkd", view_of(student), view_of(teacher), NO_BATCH.labels, weight=3.0).eval()
-    assert isinstance(method, reviewkd.ReviewKD) and defaults("reviewkd") == {"weight": 1.0}
-    first, second, third = method.fusions  # the average of the last map, the last map, the one before it
+    assert isinstance(method, reviewkd.ReviewKD) and defaults("reviewkd") == {"weight": 1.0, "warmup": 0}
+    first, second, third = method.fusions  # the embedding, the last map, the one before it
     assert [f.attention is None for f in (first, second, third)] == [True, False, False]
     loss = torch.zeros(())
+    raw = [maps - 1 for maps in teacher]
     fused, below = first(student[1].mean((2, 3), keepdim=True), None, torch.Size([1, 1]))
     loss = loss + F.mse_loss(fused, teacher[2].mean((2, 3), keepdim=True))
     fused, below = second(student[1], below, torch.Size([2, 2]))
-    loss = loss + reviewkd.hierarchical_context_loss(fused, teacher[2])
+    loss = loss + reviewkd.hierarchical_context_loss(fused, raw[2])
     fused, below = third(student[0], below, torch.Size([4, 4]))
-    loss = loss + reviewkd.hierarchical_context_loss(fused, teacher[1])
+    loss = loss + reviewkd.hierarchical_context_loss(fused, raw[1])
     found = method(view_of(student), view_of(teacher), NO_BATCH)["reviewkd"]
     assert found.item() == pytest.approx(3 * loss.item(), rel=1e-6)
 

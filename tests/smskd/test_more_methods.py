@@ -23,7 +23,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 PUBLISHED: dict[str, dict[str, float]] = {
     "at": {"weight": 1000.0},
-    "dkd": {"weight": 1.0, "tckd": 1.0, "nckd": 8.0, "temperature": 4.0},
+    "dkd": {"weight": 1.0, "tckd": 1.0, "nckd": 8.0, "temperature": 4.0, "warmup": 0},
     "dist": {"weight": 1.0, "inter": 2.0, "intra": 2.0, "temperature": 4.0},
     "sp": {"weight": 3000.0, "layer": -1},
     "pkt": {"weight": 30_000.0},
@@ -528,7 +528,7 @@ def test_methods_take_the_networks_of_a_pair(pair: str) -> None:
     images, labels = torch.randn(2, 3, 32, 32), torch.tensor([3, 99])
     views = []
     for spec in (pairs.get(pair).student, pairs.get(pair).teacher):
-        network = models.build(spec.name, num_classes=100, in_channels=3)
+        network = models.build(spec, num_classes=100, image=(3, 32, 32))
         views.append(View(network(images), network.hint_index))  # type: ignore[arg-type]
     for name, terms in TERMS.items():
         method = methods.load(name).build(Task(views[0], views[1], PUBLISHED[name], labels))
@@ -562,7 +562,9 @@ def test_a_layer_is_counted_from_the_last_and_0_is_the_hint(layer: int, student:
     wanted = sp.similarity_loss(mine.output.features[student], theirs.output.features[teacher])
     assert method(mine, theirs, batch)["sp"].item() == pytest.approx(2 * wanted.item())
     torch.manual_seed(0)
-    method = methods.load("fitnets").build(Task(mine, theirs, {"weight": 2.0, "layer": layer}, batch.labels))
+    method = methods.load("fitnets").build(
+        Task(mine, theirs, {"weight": 2.0, "layer": layer, "relu": False}, batch.labels)
+    )
     regressed = method.regressor(mine.output.features[student])
     wanted = F.mse_loss(regressed, theirs.output.features[teacher])
     assert method(mine, theirs, batch)["fitnets"].item() == pytest.approx(2 * wanted.item(), rel=1e-5)
