@@ -56,7 +56,7 @@ _LAYOUTS = (
     _Layout("torchvision", "conv1 bn1 layer1 layer2 layer3 layer4 fc", _BLOCK),
 )
 _TAKEN = "its own names, those of RepDistiller, mdistiller, ReviewKD, chenyaofo or weiaicunzai, or others in its order"
-# What isn't given away how to load: a pickle that names one of these was made to run something.
+# A pickle that names one of these was made to run something: how to load it all the same isn't said.
 _HOSTILE = re.compile(r"(os|posix|nt|subprocess|sys|shutil|socket|runpy|importlib|pty|builtins|__builtin__)\.")
 
 
@@ -327,9 +327,10 @@ def _mend(path: Path, pickled: str, key: str, packed: bool) -> str:
             content = next((file.read(one) for one in file.namelist() if one.endswith("data.pkl")), b"")
     else:
         content = path.read_bytes()
+    whole = content[2:3] == b"c" and not content[3:].startswith(b"collections\n")  # begins with a class: a network
     wrapper = next((w for w in _WRAPPERS if b"X" + len(w).to_bytes(4, "little") + w.encode() in content), None)
-    inside = ".state_dict()" if wrapper is None else f"[{wrapper!r}]"  # without a wrapper it is a whole network
-    code = f"import torch; torch.save(torch.load({path.name!r}, 'cpu', weights_only=False){inside}, 'weights.pth')"
+    inside = ".state_dict()" if whole or wrapper is None else f"[{wrapper!r}]"
+    code = f"import torch; torch.save(torch.load({str(path)!r}, 'cpu', weights_only=False){inside}, 'weights.pth')"
     return (
         f"holds a pickled {pickled}, and unpickling can run code, so it isn't read; where you trust the file, keep its "
         f"tensors alone: python -c {shlex.quote(code)}; and give {key}=weights.pth"
