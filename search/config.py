@@ -19,7 +19,7 @@ import spaces
 from search import ranges, storages
 from search.ranges import Range
 from search.space import SearchSpace
-from smskd import cli, datasets, experiment, methods, names, pairs, store
+from smskd import cli, code, datasets, experiment, methods, names, pairs, store
 from smskd.experiment import Experiment
 from smskd.notation import parse as parse_recipe
 from smskd.pairs import Pair
@@ -55,9 +55,10 @@ class Config:
         ValueError: a value is out of range, or a name unknown.
     """
 
-    space: str = setting("stage_order", "what is searched; the spaces are listed below")
+    space: str = setting("stage_order", "what is searched; the spaces are listed below; or a file such as mine.py")
     methods: tuple[str, ...] = setting(
-        ("kd", "fitnets", "rkd"), "what a stage can be: " + ", ".join(methods.available()) + ", joint ones as kd+rkd"
+        ("kd", "fitnets", "rkd"),
+        "what a stage can be: " + ", ".join(methods.available()) + ", a file such as my_loss.py, joint ones as kd+rkd",
     )
     max_stages: int | None = setting(None, "longest recipe, in stages (default: the space's own)", low=1, high=100)
     seeds: int = setting(3, "seeds per recipe in the search", low=1, high=_SEED_STRIDE)
@@ -72,6 +73,12 @@ class Config:
         "of the confirmation; paper also looks at the test split after every epoch and records the best, in a column "
         "that nothing is chosen by",
         choices=PROTOCOLS,
+    )
+    train_on: str = _free(
+        "train",
+        "of the confirmation; all: it and its teacher are trained on the validation images, too, as published numbers "
+        "are",
+        choices=("train", "all"),
     )
     seed: int = setting(0, "of the whole study; another one draws everything anew", low=0)
     trials: int | None = _free(None, "how many recipes at most (default: all of a finite space, else 40)", low=1)
@@ -151,11 +158,13 @@ class Config:
 
     def __post_init__(self) -> None:
         check_all(self)
-        names.check("space", self.space, spaces.available())
+        if not code.is_file(self.space):
+            names.check("space", self.space, spaces.available())
         if not len(set(self.cost)) == len(self.cost) in (1, 2):
             raise ValueError(f"cost= takes one or two different costs, but got {text_of(self.cost)}")
         if self.protocol == "paper" and self.confirm == 0:
             raise ValueError("protocol=paper is of the confirmation, so confirm >= 1 must hold, but got confirm=0")
+        self._check_train_on()
         self._check_log()
         if self.storage is not None:
             storages.check(self.storage)
@@ -179,6 +188,16 @@ class Config:
                 f"out={self.mirrored} can't hold the study, which is a database: give storage= too, "
                 "such as storage=postgresql+psycopg://host/name, or a folder as out="
             )
+
+    def _check_train_on(self) -> None:
+        if self.experiment.train_on == "all":
+            raise ValueError(
+                "a search chooses by validation images, so its experiment can't train on them: train_on=all of the "
+                "search itself is of the confirmation alone"
+            )
+        if self.train_on == "all" and self.confirm == 0:
+            raise ValueError("train_on=all is of the confirmation, so confirm >= 1 must hold, but got confirm=0")
+        self.experiment_of("confirm")  # whose settings must go together
 
     def _check_log(self) -> None:
         for name in self.log:
@@ -324,7 +343,10 @@ class Config:
         """The settings that decide the numbers of a search; a run folder holds one search only."""
         free = {one.name for one in dataclasses.fields(self) if one.metadata.get("free")}
         own = {name: value for name, value in self.to_dict().items() if name not in free}
-        return own | {"cost": ",".join(self.cost)} | self.experiment.to_dict() | self.told
+        code_of_space = {"space_code": code.digest(self.space)} if code.is_file(self.space) else {}
+        # confirmations of two kinds don't stand in one folder; those before there were two go on
+        own |= {"train_on": self.train_on} if self.train_on != Config.train_on else {}
+        return own | code_of_space | {"cost": ",".join(self.cost)} | self.experiment.to_dict() | self.told
 
     @property
     def folder(self) -> Path:
@@ -333,7 +355,8 @@ class Config:
             return (Path("runs") / f"copied-{_digest(self.mirrored)}").absolute()
         if self.out is not None:
             return Path(self.out).absolute()
-        name = f"{self.space}-{self.pair}-{self.experiment.data}-{_digest(self.identity)}"
+        parts = [one.partition(".py")[0] for one in (self.space, self.pair, self.experiment.data)]
+        name = f"{'-'.join(parts)}-{_digest(self.identity)}"
         return (Path("runs") / name).absolute()
 
     @property
@@ -341,11 +364,16 @@ class Config:
         """URL that the run's files are copied to; None: they stay in their folder."""
         return self.out if self.out is not None and store.is_url(self.out) else None
 
-    @property
-    def worker(self) -> dict[str, Any]:
+    def experiment_of(self, phase: str) -> Experiment:
+        """That of the `search`, or of the `confirm` phase."""
+        if phase == "search" or self.train_on == self.experiment.train_on:
+            return self.experiment
+        return dataclasses.replace(self.experiment, train_on=self.train_on)
+
+    def worker(self, phase: str) -> dict[str, Any]:
         """What a worker needs to make its bench, plain, with absolute paths: workers run in folders of their own."""
         key = self.store_key and str(Path(self.store_key).absolute())
-        made = self.experiment.with_absolute_paths().to_dict()
+        made = self.experiment_of(phase).with_absolute_paths().to_dict()
         return {"experiment": made, "store": store.absolute(self.store), "store_key": key}
 
     @staticmethod
@@ -407,7 +435,7 @@ def parse(argv: Sequence[str]) -> Config:
     Raises:
         ValueError: as Config, and smskd.cli; or a setting is given that the space searches itself or doesn't use.
     """
-    given = cli.split(argv)
+    given = cli.use_files(cli.split(argv))
     own: dict[str, Value] = {}
     made: dict[str, Value] = {}
     settings: dict[str, Value] = {}
@@ -497,7 +525,7 @@ def help_text() -> str:
             "",
             "the search, keys and defaults:",
             *described(SETTINGS_OF_SEARCH.values()),
-            *cli.help_of_settings(),
+            *cli.help_of_settings(SETTINGS_OF_SEARCH),
             "What is of recipes can be fixed, or searched: learning_rate=interval(0.01,0.2) or",
             "tag(log,interval(0.01,0.2)), kd.temperature=choice(1,2,4,8), stage_2.epochs=range(5,30,5).",
             "",

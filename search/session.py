@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
+from rich.text import Text
 
 from reports import budget
 from reports.front import COSTS, LIMITS
 from reports.gains import baseline
+from reports.provenance import accuracies
 from reports.text import cost_text
 from search import box, draws, jobs, outputs, plan_file, storages
 from search.config import Config, cores
 from search.progress import FrontLine, Standing, brief
 from search.study import Design, Goal, Limits, Study
+from smskd.components import CIFAR
 from smskd.notation import parse
 from smskd.recipe import Recipe
 from smskd.result import COMPLETE, FAILED, PRUNED, Result, of_dict
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 # Notes on the study: what is known of teacher and data; where hypervolume is measured; the front the test was opened
 # for; a fresh seed's result.
 _BENCH, _BOX, _OPENED, _CONFIRMED = "bench", "box", "test opened", "confirmed "
+# Of train_on=all: the digest of the confirmation's teacher.
+_TEACHER_ON_ALL = "teacher on all"
 
 
 class Session:
@@ -94,16 +99,15 @@ class Session:
         Raises:
             ValueError: one of them is missing or doesn't fit the pair, or this machine hasn't the cores or GPUs.
         """
-        config, file = self.config, self.config.experiment.teacher
+        config = self.config
         bounded = config.max_params is not None or config.max_flops is not None
-        if not config.check_built_in() or file is not None or bounded:  # torch takes seconds to import
-            from smskd import checkpoints, models
+        shipped = all(one.name.startswith(CIFAR) for one in (config.networks.teacher, config.networks.student))
+        given = any((config.experiment.teacher, config.experiment.student, config.experiment.code))
+        if not (config.check_built_in() and shipped) or given or bounded:  # torch takes seconds to import
+            from smskd import bench
 
-            data = self._data()
+            bench.check(config.experiment, self._data())
             self._check_limits()
-            if file is not None:
-                network = models.build(config.networks.teacher, **data.shape)
-                checkpoints.read(Path(file), network, key="teacher", name=config.networks.teacher.name)
         if config.address is None and ((config.cpus or 0) > cores() or config.gpus):
             import torch
 
@@ -121,13 +125,13 @@ class Session:
         ]
         return jobs.ListSource(fresh, self._keep) if fresh else None
 
-    def trials(self, device: str) -> Trials:
-        """What the trials have in common, on devices of this kind: `cpu` or `cuda`."""
+    def trials(self, device: str, phase: str) -> Trials:
+        """What the trials of a phase have in common, on devices of this kind: `cpu` or `cuda`."""
         from search import searcher  # Ray takes seconds to import
 
         config = self.config
         settings = {
-            "worker": config.worker,
+            "worker": config.worker(phase),
             "device": device,
             "latency": "latency" in config.cost or config.max_latency_ms is not None,
             "max_latency_ms": config.max_latency_ms,
@@ -135,7 +139,10 @@ class Session:
             "protocol": config.protocol,
             "log": bool(config.log),
         }
-        return searcher.Trials(settings=settings, epochs=config.epochs, digest=self._teacher_digest, meet=self._meet)
+        known, meet = self._teacher_digest, self._meet
+        if phase == "confirm" and config.train_on == "all":
+            known, meet = self._teacher_on_all, self._meet_on_all
+        return searcher.Trials(settings=settings, epochs=config.epochs, digest=known, meet=meet)
 
     def ended(self, phase: str, trained: int) -> None:
         """Count the stages that a trial of a phase has trained."""
@@ -280,11 +287,19 @@ class Session:
         self.box()
         self.say_teacher()
 
+    def _teacher_on_all(self) -> str | None:
+        digest: str | None = self.study.attributes.get(_TEACHER_ON_ALL)
+        return digest
+
+    def _meet_on_all(self, bench: dict[str, Any]) -> None:
+        self.study.note(_TEACHER_ON_ALL, bench["teacher"]["digest"])
+
     def say_teacher(self) -> None:
         """Print which teacher it is, and how good."""
         teacher = self._known_bench["teacher"]
-        accuracy = f"{100 * teacher['val_accuracy']:.2f} % on validation"
-        self._console.print(f"teacher {teacher['name']}, {teacher['source']}: {accuracy}", markup=False)
+        self._console.print(f"teacher {teacher['name']}, {teacher['source']}: {accuracies(teacher)}", markup=False)
+        for warning in teacher.get("warnings", ()):
+            self._console.print(Text.assemble(("warning: ", "bold yellow"), warning))
 
     def standing(self) -> Standing:
         """The front so far, in order of cost, and its hypervolume."""

@@ -208,7 +208,7 @@ class Search:
         with Progress(self._console, shown) as progress:
             searcher.fit(
                 source,
-                trials={pair: by_pair[pair].trials(device) for pair in sources},
+                trials={pair: by_pair[pair].trials(device, phase) for pair in sources},
                 demand=searcher.Demand(cpus=self._first.cpus or 1.0, gpus=gpus, hang_after=self._first.hang_after),
                 progress=progress,
                 on_end=ended,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from smskd import experiment, methods, names, training
+from smskd import code, experiment, methods, names, training
 from smskd import recipe as recipes
-from smskd.settings import Setting, Value, declared, described
+from smskd.settings import Setting, Value, declared, described, items, text_of
 
 T = TypeVar("T")
+# Keys whose value may be FILE.py or FILE.py:NAME; and those that may name methods by their files.
+_OF_FILES, _OF_METHODS = ("student_model", "teacher_model", "data", "pair", "space"), ("methods", "recipe")
+_METHOD = re.compile(r"[^\s>+,()\[\]=@]+\.py\b")
 
 
 def split(argv: Sequence[str]) -> dict[str, str]:
@@ -30,6 +35,33 @@ def split(argv: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"{key}= needs a value")
         found[key] = value
     return found
+
+
+def use_files(given: Mapping[str, str]) -> dict[str, str]:
+    """Let the files run that the words name, and name them without their folders; `code` has those of the experiment.
+
+    Raises:
+        ValueError: as smskd.code.use.
+    """
+    found = dict(given)
+    paths = {
+        key: [one.partition(":")[0] for one in _listed(given.get(key, "")) if code.is_file(one)] for key in _OF_FILES
+    }
+    for key in filter(paths.get, _OF_FILES):
+        named = [code.named(one) for one in _listed(given[key])]
+        found[key] = text_of(named) if given[key].startswith("[") else named[0]
+    for key in filter(given.get, _OF_METHODS):
+        paths[key] = _METHOD.findall(given[key])
+        found[key] = _METHOD.sub(lambda path: Path(path[0]).stem, given[key])
+    paths["code"] = _listed(given.get("code", ""))
+    if every := [path for each in paths.values() for path in each]:
+        code.use(*dict.fromkeys(every))
+    kept = {Path(path).name for key, each in paths.items() for path in each if key != "space"}
+    return found | ({"code": text_of(sorted(kept))} if kept else {})
+
+
+def _listed(text: str) -> list[str]:
+    return items(text[1:-1] if text[:1] == "[" and text[-1:] == "]" else text)
 
 
 def build(schema: type[T], given: Mapping[str, Value]) -> T:
@@ -77,10 +109,11 @@ def describe(schema: type) -> list[str]:
     return described(declared(schema).values())
 
 
-def help_of_settings() -> list[str]:
-    """Lines of --help for what an experiment and its recipes can be set to."""
+def help_of_settings(own: Collection[str] = ()) -> list[str]:
+    """Lines of --help for what an experiment and its recipes can be set to. own: keys that mean something else."""
+    theirs = {name: one for name, one in experiment.SETTINGS.items() if name not in own}
     networks, teachers = (
-        described(one for name, one in experiment.SETTINGS.items() if (name in training.TEACHER_SETTINGS) is of_teacher)
+        described(one for name, one in theirs.items() if (name in training.TEACHER_SETTINGS) is of_teacher)
         for of_teacher in (False, True)
     )
     lines = ["networks, data and arithmetic:", *networks, "a teacher that is trained here (defaults: the pair's):"]

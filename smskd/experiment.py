@@ -108,6 +108,8 @@ class Experiment(_TeacherTraining):  # type: ignore[misc]
             object.__setattr__(self, "data", ":".join(code.located(self.data, "data", functions=True)))
         datasets.check(self.data, data_dir=self.data_dir, image_size=self.image_size)
         object.__setattr__(self, "code", self._stamps())
+        if self.train_on == "all" and self.train_size is not None:
+            raise ValueError("train_on=all trains on all images, so train_size= has no use; leave one of them out")
         given = [name for name in TEACHER_SETTINGS if getattr(self, name) is not None]
         if self.teacher is not None and given:
             raise ValueError(f"teacher= names finished weights, so {given[0]}= has no use; leave one of them out")

@@ -58,19 +58,20 @@ def test_same_settings_same_folder_and_free_settings_do_not_move_it() -> None:
 def test_urls_are_not_taken_for_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config_ = config.parse(["store=s3://bucket/store", "out=s3://bucket/run", "storage=sqlite:///x.db"])
-    assert config_.worker["store"] == "s3://bucket/store"
+    assert config_.worker("search")["store"] == "s3://bucket/store"
     assert config_.folder.parent == tmp_path / "runs" and config_.mirrored == "s3://bucket/run"
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(32))
     secret.chmod(0o600)
     signed = config.parse(["store=x", "store_key=secret"])
-    assert (signed.worker["store"], signed.worker["store_key"]) == (str(tmp_path / "x"), str(secret))
+    told = signed.worker("search")
+    assert (told["store"], told["store_key"]) == (str(tmp_path / "x"), str(secret))
     assert signed.identity == config.parse([]).identity and signed.mirrored is None
 
 
 def test_workers_look_for_a_set_where_the_driver_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def folder(*words: str) -> str | None:
-        found: str | None = config.parse(words).worker["experiment"].get("data_dir")
+        found: str | None = config.parse(words).worker("search")["experiment"].get("data_dir")
         return found
 
     monkeypatch.chdir(tmp_path)
