@@ -17,7 +17,7 @@ import yaml
 from reports.front import COSTS, objectives, summarise, winner
 from reports.gains import baseline, gains
 from reports.load import Run, get
-from reports.naming import alike, display, named, settings_text
+from reports.naming import alike, code_words, display, named, own_code, settings_text
 from reports.results import read_json, write_atomically
 from reports.statistics import pooled_sd, sampling_half_width
 from reports.tables import Grid, markdown_grid, markdown_text
@@ -31,6 +31,7 @@ _FILES = {
     "student.pt2": "the same student by `torch.export`: raw pixels in, logits out",
     "student.onnx": "the same as ONNX: `images` (raw pixels, float32, any batch size) in, `logits` out",
 }
+_USE = "code.use()\n"  # is replaced by the files that the network is of
 _LOAD = """import json
 from pathlib import Path
 
@@ -41,7 +42,9 @@ from smskd import models
 
 run = Path(".")  # the folder of this card
 told = json.loads((run / "student.json").read_text())
-network = models.build(told["network"], num_classes=told["classes"], in_channels=told["channels"])
+image = told["channels"], told["height"], told["width"]
+code.use()
+network = models.build(told["network"], num_classes=told["classes"], image=image)
 network.load_state_dict(load_file(run / "student.safetensors"))
 network.eval()
 
@@ -155,13 +158,20 @@ def _use(info: Mapping[str, Any], student: Mapping[str, Any] | None) -> list[str
         *parts,
         "## How to use it",
         "In a checkout of this program:",
-        _fenced(_LOAD, "python"),
+        _fenced(_LOAD.replace(_USE, _uses(info)), "python"),
         "Pixels go in as the data set has them ("
         + ("0 to 255" if student.get("pixels") == "uint8" else "floating point")
         + "); mean and standard deviation of each channel, in these units, are in `student.json`. "
-        "`python -m search.export run=FOLDER` writes `student.pt2` (torch.export) and `student.onnx`, which normalise "
-        "by themselves.",
+        f"`python -m search.export run=FOLDER{_code(code_words(info))}` writes `student.pt2` (torch.export) and "
+        "`student.onnx`, which normalise by themselves.",
     ]
+
+
+def _uses(info: Mapping[str, Any]) -> str:
+    """Python that lets the files run that a student's network is of."""
+    file = str(_get(info, "student", "name")).partition(":")[0]
+    own = [stamp.partition("@")[0] for stamp in own_code(info)]
+    return f"from smskd import code\n\ncode.use({file!r})  # where you have it\n" if file in own else ""
 
 
 def _training(results: pd.DataFrame, info: Mapping[str, Any], row: Any, files: Mapping[str, str | None]) -> list[str]:

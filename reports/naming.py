@@ -82,7 +82,19 @@ def alike(results: pd.DataFrame, info: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: values[0] for name in there if (values := results[name].dropna().tolist())}
     given = {name: text for name, text in info["settings"].items() if name not in differ}
     several = {"teachers": most} if "teachers" not in differ and (most := results["teachers"].max()) > 1 else {}
-    return {**given, **info["experiment"], **several, **found}
+    experiment = {name: value for name, value in info["experiment"].items() if name != "code"}  # told by itself
+    return {**given, **experiment, **several, **found}
+
+
+def own_code(info: Mapping[str, Any]) -> list[str]:
+    """The files of a run that aren't this program's, each with its digest: `nets.py@3f2a...`."""
+    return [str(stamp) for stamp in info["experiment"].get("code") or ()]
+
+
+def code_words(info: Mapping[str, Any]) -> str:
+    """What a command must say besides, so that these files run: ` code=[nets.py]`, or nothing."""
+    files = [stamp.partition("@")[0] for stamp in own_code(info)]
+    return f" code=[{','.join(files)}]" if files else ""
 
 
 def recipe_yaml(recipe: str, experiment: Mapping[str, object], seed: int) -> str:
@@ -98,6 +110,8 @@ def _setting(name: str, value: Any) -> str:
     shown = re.sub(r"^stage_(\d+)\.", r"stage \1 ", name).replace("_", " ")
     if name == "teachers":
         return f"{value} teacher" + ("" if value == 1 else "s")
+    if isinstance(value, list):
+        return f"{shown} {', '.join(map(str, value))}"
     if isinstance(value, bool):
         return f"{shown} {'yes' if value else 'no'}"
     return f"{shown} {f'{value:.4g}'.replace('-', MINUS) if isinstance(value, float) else value}"

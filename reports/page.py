@@ -13,7 +13,7 @@ from reports.budget import Box, over_budget, share_outside
 from reports.front import COSTS, objectives, summarise, winner
 from reports.importance import importance
 from reports.load import Run, get
-from reports.naming import Row, display, named
+from reports.naming import Row, code_words, display, named
 from reports.provenance import limits_text, provenance, test_sampling
 from reports.recipes import Cost, label_of
 from reports.text import NOT, TIMES, duration, known, number, percent, plural, span, unit_of, when
@@ -42,6 +42,7 @@ def contents(run: Run, files: Mapping[str, str | None]) -> dict[str, Any]:
         "warnings": get(info, "teacher", "warnings") or (),
         "stages_page": "stages.html" in files,
         "best": None,
+        "code_words": code_words(info),
     }
     if not rows:
         return page

@@ -9,7 +9,7 @@ import pandas as pd
 
 from reports.comparison import Detectable
 from reports.load import Run, get
-from reports.naming import Row, alike, settings_text
+from reports.naming import Row, alike, own_code, settings_text
 from reports.results import STATUSES, differing
 from reports.statistics import sampling_half_width
 from reports.text import NOT, cost_text, duration, known, number, percent, plural, when
@@ -48,6 +48,7 @@ def provenance(
     bounds = f" Recipes over a limit ({limits}) are on no front." if limits else ""
     gpus = ", ".join(map(str, machine.get("gpus") or [])) or "no GPU"
     versions = ", ".join(f"{name} {version}" for name, version in sorted((info.get("versions") or {}).items()))
+    own = [f"{file} {digest[:12]}" for file, _, digest in (stamp.partition("@") for stamp in own_code(info))]
     searched = {name: text for name, text in info["settings"].items() if name in differing(results)}
     return [
         *(("Warning", _sentence(warning)) for warning in teacher.get("warnings") or ()),
@@ -57,6 +58,11 @@ def provenance(
             "and what stands below.",
         ),
         ("Settings", f"The same for all recipes: {settings_text(alike(results, info))}. The others are at defaults."),
+        *(
+            [("Own code", f"{', '.join(own)}: SHA-256 of each file and what it imports from its folder.")]
+            if own
+            else []
+        ),
         *([("Searched", "; ".join(f"{name}: {text}" for name, text in searched.items()))] if searched else []),
         (
             "Data",

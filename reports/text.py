@@ -93,4 +93,4 @@ def when(iso: object) -> str:
 
 def known(value: Any) -> bool:
     """Whether there is a value: neither None nor NaN."""
-    return value is not None and bool(pd.notna(value))
+    return isinstance(value, list) or (value is not None and bool(pd.notna(value)))

@@ -6,7 +6,6 @@ not here: half precision, quantisation, weights beside the ONNX file.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import io
 import json
@@ -16,6 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from smskd import cli, code
+from smskd.settings import setting
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,10 +33,24 @@ _AGAIN = "run the same search command again: it writes the file anew"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Config:
+    """What `python -m search.export` is asked for."""
+
+    run: str = setting("", "folder of the run; of a search of several pairs, the folder of one")
+    code: tuple[str, ...] = setting((), "the file of the student's network, if that is one's own, such as [nets.py]")
+
+    def __post_init__(self) -> None:
+        if not self.run or not Path(self.run).is_dir():
+            raise ValueError(f"run={self.run}: there is no such folder; give the folder that a search wrote to")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Student:
     """What student.json says of a network: its name in smskd.models, its images (pixels) and how they are normalised.
 
-    mean, std: per channel, in the pixels' own units. pixels: `uint8` (0 to 255) or `float32`. sha256: of the weights.
+    code: the files that it is of, each with its digest, as smskd.code.stamps has them. layers: as in
+    smskd.components.Network. mean, std: per channel, in the pixels' own units. pixels: `uint8` (0 to 255) or `float32`.
+    sha256: of the weights.
     """
 
     network: str
@@ -46,6 +62,8 @@ class Student:
     std: tuple[float, ...]
     pixels: str
     sha256: str
+    code: tuple[str, ...]
+    layers: tuple[str, ...] | None
 
     def __post_init__(self) -> None:
         for name in ("classes", "channels", "height", "width"):
@@ -116,29 +134,13 @@ def _read_note(run: Path) -> tuple[dict[str, Any], Student]:
             f"another out=: what is in the store isn't trained again"
         )
     fields: dict[str, Any] = {name: told[name] for name in Student.__dataclass_fields__}
-    fields |= {name: tuple(fields[name]) if isinstance(fields[name], list) else () for name in ("mean", "std")}
+    fields |= {name: tuple(fields[name]) if isinstance(fields[name], list) else () for name in ("mean", "std", "code")}
+    fields["layers"] = tuple(fields["layers"]) if isinstance(fields["layers"], list) else None
     try:
         student = Student(**fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {_AGAIN}") from None
-    known = _networks(student.network)
-    if student.network not in known:
-        raise ValueError(
-            f"{path} names the network {student.network!r}, which this program doesn't have; it has "
-            f"{', '.join(known)}, and torchvision's classifiers as torchvision/NAME"
-        )
     return told, student
-
-
-def _networks(name: object) -> list[str]:
-    """Networks that are of one kind with this one: torchvision's, or the project's own."""
-    from smskd import pairs
-
-    if not str(name).startswith(pairs.TORCHVISION):
-        return sorted({one.name for pair in map(pairs.get, pairs.available()) for one in (pair.teacher, pair.student)})
-    import torchvision.models
-
-    return [pairs.TORCHVISION + plain for plain in torchvision.models.list_models(module=torchvision.models)]
 
 
 def _load(run: Path, student: Student) -> nn.Module:
@@ -150,8 +152,15 @@ def _load(run: Path, student: Student) -> nn.Module:
     import safetensors
     import safetensors.torch
 
-    from smskd import models
+    from smskd import components, models
 
+    if not isinstance(student.network, str):
+        raise ValueError(f"{run / NOTE}: network must be a name, but is {student.network!r}; {_AGAIN}")
+    if code.is_file(student.network):
+        code.check_stamps(
+            stamp for stamp in student.code if stamp.partition("@")[0] == student.network.partition(":")[0]
+        )
+    spec = components.network(student.network, layers=student.layers)
     path = run / WEIGHTS
     try:
         content = path.read_bytes()
@@ -160,7 +169,8 @@ def _load(run: Path, student: Student) -> nn.Module:
     if hashlib.sha256(content).hexdigest() != student.sha256:
         raise ValueError(f"{path} is damaged: its SHA-256 isn't the one in {NOTE}; {_AGAIN}")
     try:
-        network = models.build(student.network, num_classes=student.classes, in_channels=student.channels)
+        image = (student.channels, student.height, student.width)
+        network = models.build(spec, num_classes=student.classes, image=image)
         network.load_state_dict(safetensors.torch.load(content))
     except (safetensors.SafetensorError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -173,15 +183,8 @@ def _raw_pixels(network: nn.Module, student: Student) -> nn.Module:
     import torch
     from torch import nn
 
-    from smskd.pairs import TORCHVISION
-
-    plain: nn.Module | None = None
-    if student.network.startswith(TORCHVISION):
-        # our hooks, which look at feature maps, can't be exported, and logits don't need them
-        plain = copy.deepcopy(network.get_submodule("network"))
-        for module in plain.modules():
-            module._forward_hooks.clear()
-            module._forward_pre_hooks.clear()
+    # hooks that look at feature maps can't be exported, and logits don't need them
+    plain = network.unhooked() if hasattr(network, "unhooked") else None
 
     class RawPixels(nn.Module):
         mean: Tensor
@@ -197,7 +200,7 @@ def _raw_pixels(network: nn.Module, student: Student) -> nn.Module:
             normalised = (images - self.mean) / self.std
             if plain is None:
                 return self.network(normalised).logits  # type: ignore[no-any-return]
-            return self.network(normalised.expand(-1, 3, -1, -1))  # type: ignore[no-any-return]
+            return plain.logits(normalised)  # type: ignore[no-any-return]
 
     return RawPixels().eval()
 
@@ -298,12 +301,12 @@ def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit code: 0 done, 2 bad input or a failed check."""
     import filelock
 
+    if any(word in ("--help", "-h", "help") for word in argv):
+        sys.stdout.write("\n".join([(__doc__ or "").strip(), "", "keys and defaults:", *cli.describe(Config), ""]))
+        return 0
     try:
-        if len(argv) != 1 or not argv[0].startswith("run=") or argv[0] == "run=":
-            raise ValueError(f"one argument run=FOLDER is expected, but got {' '.join(argv) or 'none'}")
-        run = Path(argv[0].removeprefix("run="))
-        if not run.is_dir():
-            raise ValueError(f"run={run}: there is no such folder; give the folder that a search wrote to")
+        words = cli.use_files(cli.split(argv))
+        run = Path(cli.parse(Config, [f"{key}={value}" for key, value in words.items()]).run)
         with filelock.FileLock(run / ".lock", timeout=0):  # a search at work writes student.json, too
             checked = export(run)
     except filelock.Timeout:

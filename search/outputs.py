@@ -71,6 +71,7 @@ def rows(config: Config, bench: Mapping[str, Any], search: Settled, confirm: Set
     return table
 
 
+_NO_COLUMNS = ("pair", "data", "code")  # of the experiment: with names of their own, or the same for all rows
 _ANCHORING = ("anchor", "weighting", "lambda_base", "anchor_temperature")
 
 
@@ -86,7 +87,7 @@ def _setting_columns(config: Config, every: Iterable[tuple[Recipe, list[Result]]
     """Recipe id -> the columns of its settings, and the experiment's; those that are default everywhere have none."""
     recipes = {recipe.id: recipe for recipe, _ in every}
     own = columns(recipes.values(), config.experiment.defaults)
-    fixed = {key: value for key, value in config.experiment.to_dict().items() if key not in ("pair", "data")}
+    fixed = {key: value for key, value in config.experiment.to_dict().items() if key not in _NO_COLUMNS}
     return {
         of: {key: text_of(v) if isinstance(v, list | tuple) else v for key, v in {**fixed, **found}.items()}
         for of, found in zip(recipes, own, strict=True)
@@ -215,6 +216,8 @@ def _write_student(config: Config, bench: Mapping[str, Any], best: Result) -> No
     results.write_atomically(weights, verified[1])
     told = {
         "network": bench["student"]["name"],
+        "layers": config.experiment.student_layers and list(config.experiment.student_layers),
+        "code": list(config.experiment.code or ()),
         "recipe": best.recipe,
         "seed": best.seed,
         "val_accuracy": best.val_accuracy,

@@ -28,6 +28,7 @@ from search.config import Config, cores
 from search.jobs import Job, Source
 from search.nodes import Nodes, check_token, resources
 from search.progress import Progress
+from smskd import code
 from smskd.notation import parse
 from smskd.recipe import Recipe
 from smskd.result import Result, failure, of_dict
@@ -310,7 +311,7 @@ def fit(
             with tempfile.TemporaryDirectory(prefix="smskd-tune-") as scratch:
                 tune.Tuner(
                     tune.with_resources(
-                        functools.partial(trainable.train, trainable.Benches()),
+                        functools.partial(trainable.train, trainable.Benches(code.bundle())),
                         lambda config: resources(demand.cpus, demand.gpus, config["left_out"]),
                     ),
                     param_space={"cpus": demand.cpus, "hang_after": demand.hang_after},

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from search import nodes
-from smskd import blame
+from smskd import blame, code
 from smskd.notation import parse
 from smskd.recipe import Recipe
 from smskd.result import FAILED, Result, StageResult, failure
@@ -71,9 +71,10 @@ def _progress_told(tell: Callable[[], None]) -> Iterator[None]:
 
 
 class Benches:
-    """The last two benches of a worker: it runs many trials of each."""
+    """The last two benches of a worker: it runs many trials of each. files: as smskd.code.bundle has them."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: Mapping[str, Any]) -> None:
+        self.files = files
         self._made: dict[str, Bench] = {}
 
     def get(self, config: Mapping[str, Any], on_epoch: Callable[[int, int], None]) -> Bench:
@@ -142,6 +143,7 @@ def train(benches: Benches, config: dict[str, Any]) -> None:
 
     from search import disk, facts
 
+    code.install(benches.files)
     recipe = parse(config["recipe"])
     told = _Told(len(recipe.stages), log=config["log"])
     beat = functools.partial(told.tell, config["hang_after"] / _BEATS)

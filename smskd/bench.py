@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from smskd import checkpoints, code, models, pairs, sources, stage
+from smskd import checkpoints, code, methods, models, pairs, sources, stage
 from smskd import data as datasets
 from smskd import job as jobs
 from smskd import numerics as arithmetic
@@ -21,6 +20,7 @@ from smskd.cost import FlopCounter
 from smskd.data import Data
 from smskd.experiment import Experiment
 from smskd.forgetting import Validation
+from smskd.methods.base import Batch, Task
 from smskd.numerics import Numerics
 from smskd.pairs import Pair
 from smskd.recipe import Stage
@@ -177,6 +177,39 @@ def _with_table(
         "environment": jobs.environment(setup.data.mean.device, numerics),
     }
     return Taught(Teacher(network, setup.data, folder=setup.store.table(identity)), digest, source, flops)
+
+
+def check(experiment: Experiment, data: Data) -> None:
+    """Refuse networks, files of weights and methods of the user's own that can't be used, before work starts.
+
+    Raises:
+        ValueError: one of them can't, or raises an exception; told in one line.
+    """
+    outputs = {}
+    for key, spec, file in (
+        ("teacher", experiment.networks.teacher, experiment.teacher),
+        ("student", experiment.networks.student, experiment.student),
+    ):
+        network = fresh(spec, data, seed=0)
+        _given_weights(network, spec, file, key)
+        outputs[key] = stage.probe(network, data)
+    labels = data.train.labels[:2]
+    for name in methods.own():
+        file = f"{name}.py"
+        module = methods.load(name)
+        if not hasattr(module, "reads") and not hasattr(module, "READS"):
+            raise ValueError(f"{file} must say READS, which of the teacher's outputs it looks at, such as {{'logits'}}")
+        own = Stage(methods=(name,)).of_methods(experiment.defaults)[name]
+        try:
+            with torch.random.fork_rng(devices=[]):
+                built = module.build(Task(outputs["student"], outputs["teacher"], own, data.train.labels))
+                terms = built(
+                    outputs["student"], outputs["teacher"], Batch(labels, torch.arange(2, device=labels.device))
+                )
+            if not all(isinstance(loss, torch.Tensor) and loss.dim() == 0 for loss in terms.values()):
+                raise TypeError("losses must be scalar tensors by name")
+        except Exception as error:  # whatever a user's code may raise
+            raise ValueError(f"method {name}: {code.told(error, code.path_of(file))}") from error
 
 
 def load_data(experiment: Experiment) -> Data:

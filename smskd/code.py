@@ -119,7 +119,7 @@ def digest(file: str) -> str:
         ValueError: it isn't in use.
     """
     told = hashlib.sha256()
-    for name in sorted(_own(file, "file")):
+    for name in sorted(_own(file)):
         told.update(repr((name, _FILES.modules[name].source)).encode())
     return told.hexdigest()
 
@@ -138,7 +138,7 @@ def check_stamps(said: Iterable[str]) -> None:
     for stamp in said:
         file, _, expected = stamp.partition("@")
         if expected and digest(file) != expected:
-            path = _FILES.modules[_own(file, "file")[0]].path
+            path = _FILES.modules[_own(file)[0]].path
             raise ValueError(
                 f"{file} must be the file with the digest {expected[:12]}, but {path}, with what it imports from its "
                 f"folder, has {digest(file)[:12]}: name the file as it was"
@@ -264,18 +264,18 @@ def _version(package: str) -> str:
 
 def path_of(file: str) -> str:
     """Where a file in use was read."""
-    return _FILES.modules[_own(file, "file")[0]].path
+    return _FILES.modules[_own(file)[0]].path
 
 
 def source_of(file: str) -> str:
     """What was read of it."""
-    return _FILES.modules[_own(file, "file")[0]].source
+    return _FILES.modules[_own(file)[0]].source
 
 
-def _own(file: str, key: str) -> Sequence[str]:
+def _own(file: str, key: str | None = None) -> Sequence[str]:
     if file not in _FILES.of:
         raise ValueError(
-            f"{key}={file}: its code runs only if the file is named: add code=[{file}], with its path, on the command "
+            f"{file if key is None else f'{key}={file}'}: its code runs only if the file is named: add code=[{file}], with its path, on the command "
             "line (in Python: smskd.code.use)"
         )
     return _FILES.of[file]

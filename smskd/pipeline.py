@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,6 +37,9 @@ def run(
     recipe: Recipe | str,
     experiment: Experiment | None = None,
     *,
+    teacher: nn.Module | Callable[..., nn.Module] | None = None,
+    student: nn.Module | Callable[..., nn.Module] | None = None,
+    data: Any = None,
     seed: int = 0,
     store: str | Path = STORE,
     device: str | None = None,
@@ -46,6 +51,11 @@ def run(
     Args:
         recipe: a Recipe or its notation, such as "kd(temperature=2)>rkd weighting=tcp learning_rate=0.05".
         experiment: networks, data, teacher; None: Experiment(), `tiny` on digits.
+        teacher, student: networks of one's own, in place of the experiment's pair: a module is taken with its weights
+            (a teacher isn't trained then, and every student starts from them); a class or function (num_classes,
+            in_channels) -> module makes one that is.
+        data: in place of the experiment's: (train, test) or (train, validation, test), as smskd.sources.of_parts
+            takes them.
         seed: of the student; the same seed starts every recipe from the same weights.
         store: finished stages, as smskd.store.open_store takes it.
         device: as torch names it; None: cuda if there is one, else cpu.
@@ -57,7 +67,13 @@ def run(
         smskd.stage.Diverged: a loss turned NaN.
     """
     recipe = parse(recipe) if isinstance(recipe, str) else recipe
-    bench = prepare(experiment or Experiment(), open_store(store), device=device)
+    given = {"teacher_model": teacher, "student_model": student, "data": data}
+    objects = {name: one for name, one in given.items() if one is not None}
+    made = experiment or Experiment()
+    if objects:
+        changes = {"objects": {**made.objects, **objects}, "pair": None if teacher or student else made.pair}
+        made = dataclasses.replace(made, **changes)
+    bench = prepare(made, open_store(store), device=device)
     return distil(recipe, bench, seed=seed, on_stage=on_stage, on_epoch=on_epoch)
 
 

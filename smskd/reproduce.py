@@ -40,6 +40,7 @@ class Config:
     seed: int = setting(0, "of the choice")
     store: str | None = setting(None, "finished stages to compare with: a folder, or a URL (default: the run's)")
     store_key: str | None = setting(None, "file with the secret that signs them (default: the run's)")
+    code: tuple[str, ...] = setting((), "files of one's own that the run was made with, such as [nets.py,data.py]")
 
     def __post_init__(self) -> None:
         if not Path(self.run).is_dir() or not self.run:
@@ -190,7 +191,8 @@ def main(argv: Sequence[str]) -> int:
         )
         return SAME
     try:
-        verdicts = reproduce(cli.parse(Config, argv))
+        words = cli.use_files(cli.split(argv))
+        verdicts = reproduce(cli.parse(Config, [f"{key}={value}" for key, value in words.items()]))
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return BAD_INPUT

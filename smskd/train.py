@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _read(argv: Sequence[str]) -> tuple[Config, Experiment, Recipe]:
     """A recipe's file holds what the words may override."""
-    given: dict[str, object] = dict(cli.split(argv))
+    given: dict[str, object] = dict(cli.use_files(cli.split(argv)))
     own = declared(Config)
     for key in given:
         cli.check(key, [*own, *experiment.SETTINGS], recipes_too=True)
@@ -70,6 +70,8 @@ def _read(argv: Sequence[str]) -> tuple[Config, Experiment, Recipe]:
             if declaration(key) is not None:
                 raise ValueError(f"{file} has {key}: beside recipe:, in whose line it belongs: kd>rkd {key}=...")
             cli.check(key, [*own, *experiment.SETTINGS])
+        if "code" in held:  # with digests, which the files named must have
+            given["code"] = held["code"]
         given = held | {key: value for key, value in given.items() if key != "recipe"}
     config = cli.build(Config, {key: value for key, value in given.items() if key in own})
     made = cli.build(Experiment, {key: value for key, value in given.items() if key in experiment.SETTINGS})
@@ -96,13 +98,16 @@ def _train(config: Config, made: Experiment, recipe: Recipe) -> int:
     import torch  # takes seconds: what is wrong with the words is said before
     from safetensors.torch import save_file
 
-    from smskd import bench, pipeline
+    from smskd import bench, given_teacher, pipeline
     from smskd.store import open_store
 
     torch.set_num_threads(made.threads)
     prepared = bench.prepare(made, open_store(config.store, config.store_key))
-    accuracy = f"{100 * prepared.teacher_accuracy:.2f} % on validation"
-    _say(f"teacher {prepared.pair.teacher.name}, {prepared.teachers[0].source}: {accuracy}")
+    looked_at = given_teacher.accuracies(prepared)
+    how_good = f"{100 * prepared.teacher_accuracy:.2f} % on validation" if looked_at is None else looked_at.text
+    _say(f"teacher {prepared.pair.teacher.name}, {prepared.teachers[0].source}: {how_good}")
+    for warning in () if looked_at is None else looked_at.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
 
     def on_stage(number: int, result: StageResult) -> None:
         how = f"{result.device_seconds:.1f} s" if result.trained else "from the store"

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from smskd import names
+from smskd import code, names
 from smskd.notation import make
 from smskd.recipe import Recipe, declaration
 from smskd.settings import Value
@@ -71,18 +71,22 @@ def available() -> dict[str, str]:
 
 
 def load(name: str) -> ModuleType:
-    """The module of a space.
+    """The module of a space: of this folder, or of a file that is in use, as `mine.py`.
 
     Raises:
         ValueError: there is no such space, or its file has no suggest(trial, menu).
     """
-    names.check("space", name, _found())
-    try:
-        module = importlib.import_module(f"{__name__}.{name}")
-    except Exception as error:  # whatever a user's new file may raise
-        raise ValueError(f"spaces/{name}.py can't be imported: {type(error).__name__}: {error}") from error
+    if code.is_file(name):
+        module: ModuleType = code.load(name, "space")
+        file = name
+    else:
+        file = f"spaces/{names.check('space', name, _found())}.py"
+        try:
+            module = importlib.import_module(f"{__name__}.{name}")
+        except Exception as error:  # whatever a user's new file may raise
+            raise ValueError(f"{file} can't be imported: {type(error).__name__}: {error}") from error
     if not callable(getattr(module, "suggest", None)):
-        raise ValueError(f"spaces/{name}.py must define suggest(trial, menu) -> Recipe, but doesn't")
+        raise ValueError(f"{file} must define suggest(trial, menu) -> Recipe, but doesn't")
     return module
 
 

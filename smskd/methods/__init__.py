@@ -1,8 +1,8 @@
 """The distillation methods, one a file: pure loss functions, and a class that holds settings and parameters.
 
-A file in this folder is a method, under its own name; there is nothing to register. So is a file of one's own that is in
-use (smskd.code) and defines `build`. Neither importing this package nor
-asking what a method's settings are imports torch, so that the command line can tell them without waiting for it.
+A file in this folder is a method, under its own name; there is nothing to register. So is a file of one's own that
+is in use (smskd.code) and defines `build`. Neither importing this package nor asking what a method's settings are
+imports torch, so that the command line can tell them without waiting for it.
 """
 
 from __future__ import annotations

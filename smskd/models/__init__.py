@@ -5,6 +5,7 @@ Pre-trained weights are deliberately not here: teachers are trained by the proje
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 from typing import Any, NamedTuple, Protocol, cast
@@ -84,7 +85,7 @@ def _plain(spec: components.Network, *, num_classes: int, image: tuple[int, int,
 def _of_builder(builder: Any, name: str, shape: dict[str, int]) -> nn.Module:
     """What a class or function of one's own makes of num_classes and in_channels; a module itself is taken as it is."""
     if isinstance(builder, nn.Module):
-        return builder
+        return copy.deepcopy(builder)  # the user's own stays as it is
     if not callable(builder):
         raise ValueError(
             f"{name} must be a class or function (num_classes, in_channels) -> nn.Module, but is "
@@ -96,8 +97,8 @@ def _of_builder(builder: Any, name: str, shape: dict[str, int]) -> nn.Module:
         inspect.signature(builder).bind(**shape) if by_name else inspect.signature(builder).bind(*shape.values())
     except TypeError as error:
         raise ValueError(
-            f"{name} must take (num_classes, in_channels), but takes {inspect.signature(builder)} ({error}): wrap it in "
-            "a function of these two"
+            f"{name} must take (num_classes, in_channels), but takes {inspect.signature(builder)} ({error}): wrap it "
+            "in a function of these two"
         ) from None
     try:
         made = builder(**shape) if by_name else builder(*shape.values())
