@@ -149,6 +149,10 @@ class Recorded(nn.Module):
         """The logits alone, [B, classes]."""
         return self._logits(self.network(images.expand(-1, 3, -1, -1) if self._of_torchvision else images))
 
+    def shown(self, image: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Channels, height and width of what the network itself is given for such an image."""
+        return (3, *image[1:]) if self._of_torchvision else image
+
     def unhooked(self) -> Recorded:
         """A copy that can be asked for `logits` alone: what records the rest can't be exported."""
         copied = copy.deepcopy(self)
@@ -350,7 +354,9 @@ def _checked(layers: Sequence[str], name: str, seen: Probe, maps: Mapping[str, L
         if one in seen.outputs:
             shape = seen.outputs[one]
             what = "no tensor" if shape is None else f"[{', '.join(['B', *map(str, shape[1:])])}]"
-            raise ValueError(f"layer {one!r} of {name} must give a feature map, but gives {what}; those that do: {near}")
+            raise ValueError(
+                f"layer {one!r} of {name} must give a feature map, but gives {what}; those that do: {near}"
+            )
         raise ValueError(f"{name} calls no module {one!r:.200}; those that give feature maps: {near}")
     return layers
 
@@ -451,9 +457,7 @@ def _hint(sides: Sequence[float], *, eighth_of: bool) -> int:
     middle = max(len(sides) - 1, 0) / 2
     if not eighth_of:
         return int(middle)
-    return min(
-        range(len(sides)), key=lambda k: (abs(math.log(8 * sides[k] / _TORCHVISION_SIDE)), abs(k - middle))
-    )
+    return min(range(len(sides)), key=lambda k: (abs(math.log(8 * sides[k] / _TORCHVISION_SIDE)), abs(k - middle)))
 
 
 def _head(network: nn.Module, seen: Probe, num_classes: int) -> str | None:
