@@ -137,8 +137,8 @@ def test_the_teacher_may_be_a_file(tmp_path: Path, bench: Bench) -> None:
     assert made.teacher_digest == weights_digest(made.teacher.network) == weights_digest(bench.teacher.network)
     assert made.teachers[0].source == "file t.safetensors, read by its own names" and made.teachers[0].train_flops == 0
     assert not list((tmp_path / "store").glob("entries/*/*"))
-    with pytest.raises(ValueError, match="pair=vgg19_resnet18 needs images of at least 16 x 16 pixels"):
-        load_data(Experiment(pair="vgg19_resnet18"))
+    with pytest.raises(ValueError, match="needs images of at least 32 x 32 pixels"):
+        load_data(Experiment(teacher_model="torchvision/resnet18", student_model="torchvision/resnet18"))
 
 
 def test_a_result_without_stages_has_no_best() -> None:
