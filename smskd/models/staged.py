@@ -40,8 +40,19 @@ class Staged(nn.Module):
 
     def forward(self, images: Tensor, before_relu: bool = False) -> Output:
         """Logits, feature maps and embedding of images [B, C, H, W]; if asked for, what stands before their ReLUs."""
-        if before_relu:
-            return self._watched(images)
+        if not before_relu:
+            return self._output(images)
+        kept: dict[int, Tensor] = {}
+        handles = [relu.register_forward_pre_hook(_keeper(kept, place)) for place, relu in enumerate(self._relus)]
+        try:
+            output = self._output(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        found = tuple(kept[place] for place in range(len(handles)))
+        return output._replace(before_relu=found or output.features)
+
+    def _output(self, images: Tensor) -> Output:
         features = []
         maps = images
         for stage in self.stages:
@@ -51,17 +62,6 @@ class Staged(nn.Module):
             maps = self.tail(maps)
         embedding = maps.mean((2, 3))
         return Output(logits=self.classifier(embedding), features=tuple(features), embedding=embedding)
-
-    def _watched(self, images: Tensor) -> Output:
-        kept: dict[int, Tensor] = {}
-        handles = [relu.register_forward_pre_hook(_keeper(kept, place)) for place, relu in enumerate(self._relus)]
-        try:
-            output: Output = self(images)
-        finally:
-            for handle in handles:
-                handle.remove()
-        found = tuple(kept[place] for place in range(len(handles)))
-        return output._replace(before_relu=found or output.features)
 
 
 def _keeper(kept: dict[int, Tensor], place: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:

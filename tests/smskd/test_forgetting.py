@@ -107,9 +107,9 @@ class Counting(nn.Module):
         super().__init__()
         self.network, self.hint_index, self.calls = network, network.hint_index, 0
 
-    def forward(self, images: torch.Tensor) -> object:
+    def forward(self, images: torch.Tensor, before_relu: bool = False) -> object:
         self.calls += 1
-        return self.network(images)
+        return self.network(images, before_relu=before_relu)
 
 
 def looked_at(bench: Bench, notation: str, teacher: nn.Module, validation: Validation) -> object:
