@@ -28,7 +28,7 @@ CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 def _forget() -> None:
     sys.modules.pop(f"{methods.__name__}.{NAME}", None)
     vars(methods).pop(NAME, None)
-    for cached in (job.code_digest, methods.declaration, of_method):
+    for cached in (job.code_digest, methods._of_shipped, of_method):
         cached.cache_clear()
     importlib.invalidate_caches()
 
