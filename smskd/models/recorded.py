@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from smskd import code
 from smskd.components import TORCHVISION
-from smskd.models import Output
+from smskd.models.output import Output
 
 # torchvision's keep their layers whatever the data's size: those chosen at the size that is customary for them
 _TORCHVISION_SIDE = 224
@@ -122,8 +122,8 @@ class Recorded(nn.Module):
         self.head = _head(network, seen, num_classes)
         if self.head is None and not chosen:
             raise ValueError(
-                f"{name} must have a feature map or a linear layer that makes the logits, but has neither: name a module "
-                f"that gives [B, C, H, W], of {_some(seen.outputs)}"
+                f"{name} must have a feature map or a linear layer that makes the logits, but has neither among its "
+                f"modules: {_some(seen.outputs) or 'it calls none'}"
             )
         for key in chosen:
             network.get_submodule(key).register_forward_hook(_KeepOutput(self._kept, key))
@@ -181,8 +181,8 @@ class Recorded(nn.Module):
             found = fitting[0] if len(fitting) == 1 else None
         if not self._fits(found):
             raise ValueError(
-                f"{self.name} must return logits [B, {self.num_classes}], alone, as `logits` of an object or a dict, or "
-                f"as the one tensor of this shape in a tuple, but returned {_described(answer)}"
+                f"{self.name} must return logits [B, {self.num_classes}], alone, as `logits` of an object or dict, or "
+                f"as the one such tensor in a tuple, but returned {_described(answer)}"
             )
         return cast(Tensor, found)
 
@@ -232,12 +232,11 @@ def probe(network: nn.Module, image: tuple[int, int, int], *, name: str) -> Prob
         ValueError: its forward pass raises an exception; told with the line.
     """
     try:
-        return _tried(network, image, "meta")  # without arithmetic
-    except Exception:  # what values decide, or what makes tensors of its own, needs real ones
-        pass
-    try:
         with torch.random.fork_rng(devices=[]):
-            return _tried(network, image, "cpu")
+            try:
+                return _tried(network, image, "meta")  # without arithmetic
+            except Exception:  # what values decide, or what makes tensors of its own, needs real ones
+                return _tried(network, image, "cpu")
     except Exception as error:  # whatever a user's network may raise
         shape = " x ".join(map(str, image))
         raise ValueError(f"{name} must take images of {shape}, but raises {code.told(error)}") from error

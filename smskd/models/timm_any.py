@@ -37,5 +37,7 @@ def build(name: str, *, num_classes: int, in_channels: int, image: tuple[int, in
     except Exception as error:  # each family checks in its own way
         shape = " x ".join(map(str, image))
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ValueError(f"{TIMM}{name} can't be built for images of {shape} ({reason}); choose another network") from None
+        raise ValueError(
+            f"{TIMM}{name} can't be built for images of {shape} ({reason}); choose another network"
+        ) from None
     return cast(nn.Module, made)

@@ -21,7 +21,7 @@ def build(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
     """
     if in_channels not in (1, 3):
         raise ValueError(
-            f"{TORCHVISION}{name} takes images of 1 or 3 channels, but in_channels={in_channels}; choose another network"
+            f"{TORCHVISION}{name} takes images of 1 or 3 channels, but in_channels={in_channels}; choose another"
         )
     more: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     return cast(nn.Module, torchvision.models.get_model(name, weights=None, num_classes=num_classes, **more))
