@@ -502,6 +502,22 @@ def test_all_at_once_in_a_joint_stage(bench: Bench) -> None:
     assert set(done.losses[0]) > {term for terms in TERMS.values() for term in terms}
 
 
+def test_a_stage_tells_the_epoch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs: list[int] = []
+    forward = dkd.DKD.forward
+
+    def watched(method: dkd.DKD, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
+        epochs.append(batch.epoch)
+        return forward(method, student, teacher, batch)
+
+    monkeypatch.setattr(dkd.DKD, "forward", watched)
+    rising = small.train(small.fresh(), "dkd(warmup=4)", bench.data, [bench.teacher], train_size=50, epochs=3).losses[0]
+    assert epochs == [1, 2, 3]  # of one step each
+    full = one_step("dkd", bench)[0].losses[0]
+    assert rising["ce"] == full["ce"]
+    assert [4 * rising[term] for term in TERMS["dkd"]] == pytest.approx([full[term] for term in TERMS["dkd"]])
+
+
 def test_weights_are_the_ones_the_method_is_built_with() -> None:
     output = models.Output(logits=randn(4, 5), features=(randn(4, 3, 4, 4),), embedding=randn(4, 3))
     other = models.Output(logits=randn(4, 5, seed=1), features=(randn(4, 6, 2, 2, seed=1),), embedding=randn(4, 6))
