@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 from rich.console import Console
 from scipy import stats
 
@@ -125,11 +126,16 @@ def test_again_trains_nothing_together_and_alone(done: tuple[Path, str]) -> None
 
 
 def test_a_pair_that_does_not_fit_the_images_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    words = ["pair=[tiny,vgg19_resnet18]", f"out={tmp_path / 'run'}", f"store={tmp_path / 'store'}"]
+    for number in range(40):  # images of 4 x 4 pixels
+        file = tmp_path / "images" / ("train" if number < 30 else "test") / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(file)
+    data = ["data=folder", f"data_dir={tmp_path / 'images'}", "image_size=4"]
+    words = ["pair=[tiny,vgg19_resnet18]", *data, f"out={tmp_path / 'run'}", f"store={tmp_path / 'store'}"]
     pairs = config.parse_pairs(words)
     with several.held(pairs):
         search = several.Search(pairs, Console(quiet=True), "again")
-        with pytest.raises(ValueError, match="pair=vgg19_resnet18 needs images of at least 16 x 16"):
+        with pytest.raises(ValueError, match="pair=vgg19_resnet18 needs images of at least 8 x 8"):
             search.check_inputs()
 
 
