@@ -147,7 +147,8 @@ class Config:
         "[error_low,error_high,cost_low,cost_high]: where hypervolume is measured, fixed when a run begins (default: "
         "errors from 0 to three times the teacher's on validation (of one from a file the larger of that and test) and "
         "0.05 more, at most that of guessing; costs from half of what the shortest recipe takes of the bare student's "
-        "training to 1.5 times the longest's with teacher and reference, in seconds twice as far either way; or from half to twice a cost that all recipes share)",
+        "training to 1.5 times the longest's with teacher and reference, in seconds twice as far either way; or from "
+        "half to twice a cost that all recipes share)",
     )
     reopen_test: bool = _free(
         False, "allow a second look at the test split, for a front that has changed; the report says so"

@@ -69,8 +69,8 @@ class Accuracies:
         if self.saw_validation:
             found.append(
                 f"the teacher has evidently been trained on validation images, too ({100 * self.validation:.1f} % on "
-                f"them, {100 * self.test:.1f} % on test), as public teachers of CIFAR are: set students beside it on the "
-                "test split alone"
+                f"them, {100 * self.test:.1f} % on test), as public teachers of CIFAR are: set students beside it on "
+                "the test split alone"
             )
         return tuple(found)
 
