@@ -166,6 +166,13 @@ def test_the_papers_protocol_is_a_row_of_its_own(make_run: Make) -> None:
     assert "flatters" in line[3]
 
 
+def test_a_teacher_from_a_file_with_its_warnings(make_run: Make) -> None:
+    told = {"name": "t", "params": 7, "source": "file t.pth", "val_accuracy": 0.99, "test_accuracy": 0.7}
+    text = text_of(make_run(teacher=told | {"train_accuracy": 1.0, "warnings": ["the teacher is doubtful"]}))
+    assert "file t.pth, 99.00 % on validation, 70.00 % on test, 100.00 % on training images\n" in text
+    assert "- warning: the teacher is doubtful" in text
+
+
 def test_nothing_finished_is_no_card_and_tables_that_say_so(make_run: Make) -> None:
     def fail(rows: list[dict[str, Any]]) -> None:
         for row in rows:
