@@ -118,7 +118,8 @@ class ReviewKD(Method):
     def forward(self, student: View, teacher: View, batch: Batch) -> dict[str, Tensor]:
         below: Tensor | None = None
         losses = []
-        for fusion, of_student, of_teacher in zip(self.fusions, *_both(student, teacher), strict=False):
+        levels = (levels[: len(self.fusions)] for levels in _both(student, teacher))
+        for fusion, of_student, of_teacher in zip(self.fusions, *levels, strict=True):
             fused, below = fusion(of_student, below, of_teacher.shape[2:])
             losses.append(hierarchical_context_loss(fused, of_teacher))
         return {"reviewkd": self.settings["weight"] * self.warmed(batch) * torch.stack(losses).sum()}

@@ -363,6 +363,9 @@ def test_reviewkd_goes_from_the_deepest_level_up() -> None:
     loss = loss + reviewkd.hierarchical_context_loss(fused, raw[1])
     found = method(view_of(student), view_of(teacher), NO_BATCH)["reviewkd"]
     assert found.item() == pytest.approx(3 * loss.item(), rel=1e-6)
+    plain = view_of(teacher)
+    with pytest.raises(ValueError, match="shorter"):  # and no level is left out when nobody asked for the maps
+        method(view_of(student), plain._replace(output=plain.output._replace(before_relu=())), NO_BATCH)
 
 
 @pytest.mark.parametrize(
