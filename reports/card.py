@@ -18,10 +18,11 @@ from reports.front import COSTS, objectives, summarise, winner
 from reports.gains import baseline, gains
 from reports.load import Run, get
 from reports.naming import alike, code_words, display, named, own_code, settings_text
+from reports.provenance import trained_on_more
 from reports.results import read_json, write_atomically
 from reports.statistics import pooled_sd, sampling_half_width
 from reports.tables import Grid, markdown_grid, markdown_text
-from reports.text import NONE, NOT, cost_text, duration, known, number, percent, plural, points, span, when
+from reports.text import NONE, NOT, accuracies, cost_text, duration, known, number, percent, plural, points, span, when
 
 NAME = "MODEL_CARD.md"
 _FILES = {
@@ -128,7 +129,8 @@ def _details(
     lines = [
         f"- student: {_md(_get(info, 'student', 'name'))}, {_count(info, 'student', 'params')} parameters",
         f"- teacher: {_md(_get(info, 'teacher', 'name'))}, {_count(info, 'teacher', 'params')} parameters, "
-        f"{_md(_get(info, 'teacher', 'source'))}, {percent(get(info, 'teacher', 'val_accuracy'))} % on validation",
+        f"{_md(_get(info, 'teacher', 'source'))}, {accuracies(info['teacher'])}",
+        *(f"- warning: {_md(warning)}" for warning in get(info, "teacher", "warnings") or ()),
         f"- images: {_md(_shape(info))}",
         f"- method: sequential multi-stage knowledge distillation (arXiv 2601.15657), {_md(row['anchoring'])}",
         "- licence: none is stated here; the program's is MIT, the weights also depend on the data's terms",
@@ -239,6 +241,8 @@ def _evaluation(
         )
     else:
         notes.append(f"The test split was opened once, on {_md(when(confirm.get('opened')))}, for the frozen front.")
+    if more := trained_on_more(info):
+        notes.append(f"{more} The weights here are of the search.")
     out = ["## Evaluation", markdown_grid(table), " ".join(notes)]
     over = {one.split: one for one in gains(results, summary) if one.recipe_id == row["recipe_id"]}
     base = baseline(summary)

@@ -12,7 +12,7 @@ from reports.load import Run, get
 from reports.naming import Row, alike, own_code, settings_text
 from reports.results import STATUSES, differing
 from reports.statistics import sampling_half_width
-from reports.text import NOT, cost_text, duration, known, number, percent, plural, when
+from reports.text import NOT, accuracies, cost_text, duration, known, number, percent, plural, when
 
 
 def test_sampling(rows: Sequence[Row], info: Mapping[str, Any]) -> tuple[float, int] | None:
@@ -74,7 +74,7 @@ def provenance(
             f"On the validation split, carved from the training data, by the last epoch's accuracy.{bounds}{moved}"
             f"{_warm_start(info)}",
         ),
-        ("Test split", _opened(rows, info)),
+        ("Test split", " ".join(filter(None, [_opened(rows, info), trained_on_more(info)]))),
         ("Seeds", _seeds(results, info)),
         (
             "Intervals",
@@ -103,14 +103,6 @@ def provenance(
     ]
 
 
-def accuracies(teacher: Mapping[str, Any]) -> str:
-    """A teacher's, in words: on validation, and where it was looked at on the other splits, too."""
-    others = {"test": "test_accuracy", "training images": "train_accuracy"}
-    known = {split: teacher[key] for split, key in others.items() if teacher.get(key) is not None}
-    shown = {"validation": teacher.get("val_accuracy"), **known}
-    return ", ".join(f"{percent(value)} % on {split}" for split, value in shown.items())
-
-
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(("?", ".")) else ".")
 
@@ -127,6 +119,18 @@ def _opened(rows: Sequence[Row], info: Mapping[str, Any]) -> str:
         return text
     return (
         f"{text} Beside the seeds' spread, the choice of {sampling[1]:,} images alone makes ±{sampling[0]:.2f} points."
+    )
+
+
+def trained_on_more(info: Mapping[str, Any]) -> str:
+    """One sentence, where the confirmation trained on validation images, too; else "". info: of one pair."""
+    if get(info, "confirm", "train_on") != "all" or get(info, "confirm", "opened") is None:
+        return ""
+    train, validation = (get(info, "dataset", split) for split in ("train", "validation"))
+    images = f", {train + validation:,} of them" if isinstance(train, int) and isinstance(validation, int) else ""
+    return (
+        f"What was confirmed, and its teacher, was trained on training and validation images together{images}; the "
+        "search, on training images alone."
     )
 
 

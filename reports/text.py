@@ -94,3 +94,11 @@ def when(iso: object) -> str:
 def known(value: Any) -> bool:
     """Whether there is a value: neither None nor NaN."""
     return isinstance(value, list) or (value is not None and bool(pd.notna(value)))
+
+
+def accuracies(teacher: Mapping[str, Any]) -> str:
+    """A teacher's, in words: on validation, and where it was looked at on the other splits, too."""
+    others = {"test": "test_accuracy", "training images": "train_accuracy"}
+    known = {split: teacher[key] for split, key in others.items() if teacher.get(key) is not None}
+    shown = {"validation": teacher.get("val_accuracy"), **known}
+    return ", ".join(f"{percent(value)} % on {split}" for split, value in shown.items())

@@ -200,7 +200,7 @@ def _raw_pixels(network: nn.Module, student: Student) -> nn.Module:
             normalised = (images - self.mean) / self.std
             if plain is None:
                 return self.network(normalised).logits  # type: ignore[no-any-return]
-            return plain.logits(normalised)  # type: ignore[no-any-return]
+            return plain.logits(normalised)  # type: ignore[no-any-return, operator]
 
     return RawPixels().eval()
 

@@ -6,6 +6,10 @@ import traceback
 from pathlib import Path
 
 
+class Diverged(RuntimeError):
+    """A loss turned NaN or infinite, so that there is nothing left to train."""
+
+
 def where_raised(error: BaseException, file: str | None = None) -> str:
     """Where it was raised, as `methods/mine.py, line 12`: in this file, or in the last one that isn't a library's."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -20,8 +24,6 @@ def text_of(error: Exception) -> tuple[str, str | None]:
 
     A loss that diverged, and memory that didn't suffice, are no mistakes of the code.
     """
-    from smskd.stage import Diverged  # torch takes seconds to import
-
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, Diverged) or out_of_memory(error):
         return text, None

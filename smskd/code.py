@@ -37,7 +37,7 @@ class Module:
     package: bool
 
 
-class Files(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
+class Files(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  # type: ignore[misc]
     """The files in use: what `import` finds before it looks anywhere else."""
 
     def __init__(self) -> None:

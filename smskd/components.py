@@ -101,7 +101,8 @@ def _torchvision(name: str, layers: tuple[str, ...] | None, key: str) -> Network
     if name not in valid:
         ours = [CIFAR + one for one in shipped()]
         near = names.nearest(name, [*valid, *ours, *shipped()])
-        near = CIFAR + near if near in shipped() and near not in valid else near
+        if near is not None and near in shipped() and near not in valid:
+            near = CIFAR + near
         hint = f" Did you mean {near!r}?" if near else ""
         raise ValueError(
             f"unknown {key} {name!r:.200}; a network is cifar/NAME ({', '.join(shipped())}), a classifier of "

@@ -80,7 +80,8 @@ def of_student(
 ) -> StageJob:
     """The last stage of a recipe's beginning. Its seed hangs on the path of methods alone.
 
-    initial: digest of the student's initial weights, if they are from a file. teachers: digests of as many as the recipe has; what the stage doesn't ask isn't looked at.
+    initial: digest of the student's initial weights, if they are from a file. teachers: digests of as many as the
+        recipe has; what the stage doesn't ask isn't looked at.
     """
     stage, defaults = prefix.stages[-1], experiment.defaults
     assignment = Assignment(
@@ -137,12 +138,21 @@ def environment(device: torch.device, numerics: Numerics) -> dict[str, str | int
     return kind | {"torch": str(torch.__version__), "numeric": str(numerics)}
 
 
-@functools.cache
 def code_digest(network: Network, stage_methods: tuple[str, ...]) -> str:
     """SHA-256 of the code that a stage's result is a function of; comments, docstrings and declarations aren't in it.
 
-    The declared settings' values are in the key by themselves.
+    The declared settings' values are in the key by themselves. Of files of one's own every byte counts.
     """
+    own = {name: methods.digest(name) for name in stage_methods if name in methods.own()}
+    shipped = _of_package(network, tuple(name for name in stage_methods if name not in own))
+    return (
+        hashlib.sha256(repr((shipped, network.digest, own)).encode()).hexdigest() if own or network.digest else shipped
+    )
+
+
+@functools.cache  # a recipe asks many times
+def _of_package(network: Network, stage_methods: tuple[str, ...]) -> str:
+    """What is this package's of it, and which version of another."""
     sources: list[Any] = [
         training_loop,
         anchor,
@@ -156,13 +166,12 @@ def code_digest(network: Network, stage_methods: tuple[str, ...]) -> str:
         kd,  # the anchor's divergence, and that of methods built on it
         models,
         *(importlib.import_module(f"smskd.models.{module}") for module in models.built_by(network)),
-        *(methods.load(name) for name in stage_methods if name not in methods.own()),
+        *(methods.load(name) for name in stage_methods),
     ]
     kind = network.name.partition("/")[0]
     # the layers themselves are another package's
     version = importlib.metadata.version(kind) if kind in ("torchvision", "timm") else ""
-    own = [methods.digest(name) for name in stage_methods if name in methods.own()]
-    digest = hashlib.sha256(repr((version, network.digest, *own)).encode())
+    digest = hashlib.sha256(version.encode())
     for source in sources:
         tree = ast.parse(inspect.getsource(source))
         for node in ast.walk(tree):

@@ -64,14 +64,17 @@ def run(
 
     Raises:
         ValueError: a name or value is wrong; the message says which are right.
-        smskd.stage.Diverged: a loss turned NaN.
+        smskd.blame.Diverged: a loss turned NaN.
     """
     recipe = parse(recipe) if isinstance(recipe, str) else recipe
     given = {"teacher_model": teacher, "student_model": student, "data": data}
     objects = {name: one for name, one in given.items() if one is not None}
     made = experiment or Experiment()
     if objects:
-        changes = {"objects": {**made.objects, **objects}, "pair": None if teacher or student else made.pair}
+        changes: dict[str, Any] = {
+            "objects": {**made.objects, **objects},
+            "pair": None if teacher or student else made.pair,
+        }
         made = dataclasses.replace(made, **changes)
     bench = prepare(made, open_store(store), device=device)
     return distil(recipe, bench, seed=seed, on_stage=on_stage, on_epoch=on_epoch)

@@ -11,7 +11,6 @@ a training setting there holds for all stages. Settings have flat keys, as on th
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -294,12 +293,9 @@ def _lifted(stages: Sequence[Stage]) -> dict[str, Value]:
     return found
 
 
-@functools.cache
 def of_method(name: str) -> Mapping[str, Setting]:
     """The settings of a method by flat key, `kd.temperature`."""
-    return {
-        f"{name}.{key}": replace(one, name=f"{name}.{key}") for key, one in methods.declaration(name).settings.items()
-    }
+    return methods.declaration(name).by_flat_key
 
 
 def stage_number(key: str) -> tuple[int | None, str]:

@@ -61,7 +61,7 @@ class Setup:
             on_epoch: called with finished epochs, and all epochs.
 
         Raises:
-            smskd.stage.Diverged: a loss turned NaN.
+            smskd.blame.Diverged: a loss turned NaN.
         """
         identity = job.identity(self.data)
         key = address(identity)

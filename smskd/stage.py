@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from smskd import anchor, methods
+from smskd.blame import Diverged
 from smskd.data import Data, Split
 from smskd.methods import ce
 from smskd.methods.base import Batch, Method, Task, View
@@ -36,10 +37,6 @@ _EVALUATION_BATCH, _EVALUATION_PIXELS = 512, 2**22
 _TABLE_PAYS = 0.25
 _LOGITS = frozenset({"logits"})
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
-
-class Diverged(RuntimeError):
-    """A loss turned NaN or infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)

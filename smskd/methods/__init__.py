@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -26,9 +26,13 @@ _CUSTOMARY = ("ce", "kd", "fitnets", "rkd")
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """What a method's file says of its settings. ce: cross-entropy's weight in a stage of it."""
+    """What a method's file says of its settings, by name and by flat key (`kd.temperature`).
+
+    ce: cross-entropy's weight in a stage of it.
+    """
 
     settings: Mapping[str, Setting]
+    by_flat_key: Mapping[str, Setting]
     ce: float
 
 
@@ -96,7 +100,9 @@ def _declared(file: str, source: str) -> Declaration:
         by_name = {one.name: one for one in found["SETTINGS"]}  # type: ignore[attr-defined]
         for one in by_name.values():
             one.read(one.default)
-        return Declaration(settings=by_name, ce=float(found["CE_WEIGHT"]))  # type: ignore[arg-type]
+        method = Path(file).stem
+        flat = {f"{method}.{key}": replace(one, name=f"{method}.{key}") for key, one in by_name.items()}
+        return Declaration(settings=by_name, by_flat_key=flat, ce=float(found["CE_WEIGHT"]))  # type: ignore[arg-type]
     except Exception as error:  # whatever a contributor's new file may raise
         raise ValueError(
             f"{file} must declare SETTINGS as a tuple of Setting(...), weight(...) and temperature(...) of plain "

@@ -8,36 +8,16 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from smskd import code, components
 from smskd.components import CIFAR, OBJECT, TIMM, TORCHVISION
+from smskd.models.output import Network, Output
+from smskd.models.recorded import Recorded
 
-
-class Output(NamedTuple):
-    """What a network says of a batch of B images.
-
-    logits: [B, classes]. features: feature maps, shallow to deep, [B, C, H, W] each. embedding: what enters the last
-    linear layer, [B, D]. before_relu: where that was asked for, the maps as they are before their ReLU.
-    """
-
-    logits: Tensor
-    features: tuple[Tensor, ...]
-    embedding: Tensor
-    before_relu: tuple[Tensor, ...] = ()
-
-
-class Network(Protocol):
-    """A classifier of this project: a module whose forward returns Output.
-
-    `hint_index` is the place of FitNets' hint (the middle block) in Output.features.
-    """
-
-    hint_index: int
-
-    def __call__(self, images: Tensor, before_relu: bool = False) -> Output: ...
+__all__ = ["Network", "Output", "build", "built_by"]
 
 
 def build(network: components.Network | str, *, num_classes: int, image: tuple[int, int, int]) -> nn.Module:
@@ -54,8 +34,6 @@ def build(network: components.Network | str, *, num_classes: int, image: tuple[i
     plain = _plain(spec, num_classes=num_classes, image=image)
     if spec.name.startswith(CIFAR) and spec.layers is None:
         return plain
-    from smskd.models.recorded import Recorded  # it wants Output
-
     return Recorded(plain, name=spec.name, num_classes=num_classes, image=image, layers=spec.layers)
 
 
@@ -64,7 +42,7 @@ def built_by(spec: components.Network) -> list[str]:
     kind, _, name = spec.name.partition("/")
     own = [components.shipped()[name][0], "staged"] if kind + "/" == CIFAR else []
     foreign = [f"{kind}_any"] if kind + "/" in (TORCHVISION, TIMM) else []
-    return [*own, *foreign, *(["recorded"] if not own or spec.layers is not None else [])]
+    return ["output", *own, *foreign, *(["recorded"] if not own or spec.layers is not None else [])]
 
 
 def _plain(spec: components.Network, *, num_classes: int, image: tuple[int, int, int]) -> nn.Module:

@@ -97,7 +97,7 @@ def choose(
     for role, chosen in (layers or {}).items():
         if chosen is not None:
             looked_at = dataclasses.replace(getattr(made, role), layers=tuple(chosen))
-            made = dataclasses.replace(made, **{role: looked_at})  # type: ignore[arg-type]
+            made = dataclasses.replace(made, **{role: looked_at})
     return made
 
 

@@ -17,7 +17,7 @@ from smskd import job, methods, pairs, pipeline
 from smskd import train as commands
 from smskd.experiment import Experiment
 from smskd.notation import parse
-from smskd.recipe import columns, declaration, of_method
+from smskd.recipe import columns, declaration
 from smskd.result import Result
 from smskd.testing import MethodContract
 
@@ -28,7 +28,7 @@ CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 def _forget() -> None:
     sys.modules.pop(f"{methods.__name__}.{NAME}", None)
     vars(methods).pop(NAME, None)
-    for cached in (job.code_digest, methods._of_shipped, of_method):
+    for cached in (job._of_package, methods._of_shipped):
         cached.cache_clear()
     importlib.invalidate_caches()
 

@@ -20,7 +20,7 @@ from search import export
 from smskd import models, pairs
 
 ROOT = Path(__file__).parents[2]
-QUICK = [("tiny_student", 1, 8), ("resnet8x4", 3, 32)]
+QUICK = [("cifar/tiny_student", 1, 8), ("cifar/resnet8x4", 3, 32)]
 # the student of every pair, and some of torchvision's
 STUDENTS = {pair.student for pair in map(pairs.get, pairs.available())}
 SLOW = [
@@ -42,26 +42,35 @@ pytestmark = [
 
 
 def run_folder(
-    folder: Path, network: str = "tiny_student", channels: int = 1, side: int = 8, *, note: dict[str, Any] | None = None
+    folder: Path,
+    network: str = "cifar/tiny_student",
+    channels: int = 1,
+    side: int = 8,
+    *,
+    note: dict[str, Any] | None = None,
 ) -> Path:
     """A run folder with a student whose every parameter and statistic is drawn."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    built = models.build(network, num_classes=10, in_channels=channels)
+    built = models.build(network, num_classes=10, image=(channels, side, side))
     state = built.state_dict()
     for name, tensor in state.items():
         if name.endswith("running_mean"):
             tensor.normal_(0, 0.1)
         elif name.endswith("running_var"):
             tensor.uniform_(0.5, 2)
+        elif tensor.is_floating_point() and not tensor.any():
+            tensor.normal_(0, 0.02)  # biases, and the head of torchvision's ViTs
     save_file(state, folder / export.WEIGHTS)
     digest = hashlib.sha256((folder / export.WEIGHTS).read_bytes()).hexdigest()
     told = {
         "network": network, "recipe": "kd>rkd", "seed": 0, "classes": 10, "channels": channels, "height": side,
         "width": side, "mean": [100.0 + c for c in range(channels)], "std": [50.0 + c for c in range(channels)],
-        "pixels": "uint8", "data": "cifar10", "sha256": digest,
+        "pixels": "uint8", "data": "cifar10", "sha256": digest, "code": [], "layers": None,
     }  # fmt: skip
-    (folder / export.NOTE).write_text(json.dumps({k: v for k, v in (told | (note or {})).items() if v is not None}))
+    (folder / export.NOTE).write_text(
+        json.dumps({k: v for k, v in (told | (note or {})).items() if v is not None or k == "layers"})
+    )
     (folder / "run.json").write_text(json.dumps(RUN))
     return folder
 
@@ -69,7 +78,8 @@ def run_folder(
 def wanted(run: Path, images: torch.Tensor) -> torch.Tensor:
     """PyTorch's logits of raw images."""
     told = json.loads((run / export.NOTE).read_text())
-    network = models.build(told["network"], num_classes=told["classes"], in_channels=told["channels"])
+    image = told["channels"], told["height"], told["width"]
+    network = models.build(told["network"], num_classes=told["classes"], image=image)
     network.load_state_dict(load_file(run / export.WEIGHTS))
     network.eval()
     mean, std = (torch.tensor(told[key]).view(-1, 1, 1) for key in ("mean", "std"))
@@ -152,12 +162,13 @@ def test_a_failed_check_leaves_no_file(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": "resnet8x5"}, "'resnet8x5', which this program doesn't have; it has mobilenetv2_half"),
-        ({"network": "torchvision/resnet999"}, "'torchvision/resnet999', which this program doesn't have"),
-        ({"network": "torchvision/../tiny"}, "which this program doesn't have"),
-        ({"network": ["tiny_student"]}, "which this program doesn't have"),
-        ({"network": "tiny_teacher"}, "doesn't hold the weights of tiny_teacher"),
-        ({"classes": 11}, "doesn't hold the weights of tiny_student"),
+        ({"network": "cifar/resnet8x5"}, "unknown network 'cifar/resnet8x5'"),
+        ({"network": "torchvision/resnet999"}, "unknown network 'resnet999'"),
+        ({"network": "torchvision/../tiny"}, "unknown network"),
+        ({"network": ["cifar/tiny_student"]}, "network must be a name"),
+        ({"network": "nets.py:Student"}, "nets.py: its code runs only if the file is named"),
+        ({"network": "cifar/tiny_teacher"}, "doesn't hold the weights of cifar/tiny_teacher"),
+        ({"classes": 11}, "doesn't hold the weights of cifar/tiny_student"),
         ({"classes": "10"}, "classes must be a whole number"),
         ({"height": 0}, "height must be a whole number"),
         ({"mean": [1.0, 2.0]}, "mean must have a number for each of 1 channels"),
@@ -188,7 +199,7 @@ def test_damaged_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "student.safetensors can't be read" in refused(run, capsys)
     run_folder(tmp_path, note={"sha256": hashlib.sha256(b"pickle").hexdigest()})
     (run / export.WEIGHTS).write_bytes(b"pickle")
-    assert "doesn't hold the weights of tiny_student" in refused(run, capsys)
+    assert "doesn't hold the weights of cifar/tiny_student" in refused(run, capsys)
     for note, message in (("{", "student.json is damaged"), ("[]", "must hold an object")):
         (run / export.NOTE).write_text(note)
         assert message in refused(run, capsys)
@@ -204,9 +215,10 @@ def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "run.json is damaged" in refused(tmp_path, capsys)
     (tmp_path / "run.json").write_text(json.dumps(SEVERAL))
     assert "several pairs: give the folder of one" in refused(tmp_path, capsys)
-    for words in ([], ["run="], ["folder"], ["run=a", "run=b"]):
+    told = {(): "no such folder", ("run=",): "needs a value", ("folder",): "key=value", ("run=a", "run=b"): "twice"}
+    for words, message in told.items():
         assert export.main(words) == 2
-        assert "one argument run=FOLDER is expected" in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_a_search_at_work_is_let_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

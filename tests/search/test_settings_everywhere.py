@@ -112,7 +112,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 for k in range(count):
                     Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(place / f"{k}.png")
     torch.manual_seed(0)
-    network = models.build("tiny_teacher", num_classes=10, in_channels=1)
+    network = models.build("cifar/tiny_teacher", num_classes=10, image=(1, 8, 8))
     safetensors.torch.save_file(network.state_dict(), folder / "teacher.safetensors")
     (folder / "spaces").mkdir()
     (folder / "spaces" / "in_order.py").write_text(SPACE)

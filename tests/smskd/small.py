@@ -44,10 +44,10 @@ def run(text: str, store: Path, *, epochs: int = 1, seed: int = 0, **settings: A
     return pipeline.run(recipe(text, epochs=epochs), experiment(**settings), seed=seed, store=store, device="cpu")
 
 
-def fresh(seed: int = 0, name: str = "tiny_student") -> nn.Module:
+def fresh(seed: int = 0, name: str = "cifar/tiny_student") -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return models.build(f"cifar/{name}", num_classes=10, image=(1, 8, 8))
+        return models.build(name, num_classes=10, image=(1, 8, 8))
 
 
 def assignment(text: str, *, epochs: int = 1, seed: int = 5, anchored: bool = False, **settings: Any) -> Assignment:

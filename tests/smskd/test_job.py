@@ -42,7 +42,7 @@ def test_a_stages_seed_hangs_on_the_path_of_methods_alone() -> None:
     assert len({usual, *(last(text).assignment.seed for text in others)}) == len(others) + 1
     assert last("kd>fitnets", seed=1).assignment.seed != usual
     assert last("kd>fitnets", train_size=200, pair="resnet56_resnet20").assignment.seed == usual
-    assert {last(text).init_seed for text in ("kd", "rkd epochs=3", "kd>rkd")} == {last("ce").init_seed}
+    assert {last(text).init for text in ("kd", "rkd epochs=3", "kd>rkd")} == {last("ce").init}
 
 
 def test_recipes_that_differ_in_settings_draw_the_same_images_in_the_same_order(
@@ -100,12 +100,14 @@ def test_what_has_an_effect_is_in_the_key(bench: Bench) -> None:
     assert last("kd>rkd", parent="1" * 64).identity(bench.data) != last("kd>rkd").identity(bench.data)
     assert last("ce").teachers == () and last("ce>ce weighting=tcp").teachers != ()
     # a later stage starts from its parent, whatever the first was drawn from
-    assert last("kd>rkd").identity(bench.data)["init_seed"] is None
+    assert last("kd>rkd").identity(bench.data)["init"] is None
 
 
 def test_methods_of_a_pair_have_its_weights(bench: Bench) -> None:
-    assert last("fitnets").identity(bench.data)["methods"] == {"fitnets": {"weight": 10.0, "layer": 0}}
-    assert last("fitnets(weight=100)").identity(bench.data)["methods"] == {"fitnets": {"weight": 100.0, "layer": 0}}
+    assert last("fitnets").identity(bench.data)["methods"] == {"fitnets": {"weight": 10.0, "layer": 0, "relu": False}}
+    assert last("fitnets(weight=100)").identity(bench.data)["methods"] == {
+        "fitnets": {"weight": 100.0, "layer": 0, "relu": False}
+    }
     assert last("ce").identity(bench.data)["methods"] == {}
 
 
@@ -114,11 +116,11 @@ def test_a_teachers_job_is_of_its_own_settings(bench: Bench) -> None:
         return job.of_teacher(small.experiment(**settings), FLOAT32, number)
 
     plain = teacher()
-    assert plain.network.name == "tiny_teacher" and plain.teachers == () and plain.parent is None
+    assert plain.network.name == "cifar/tiny_teacher" and plain.teachers == () and plain.parent is None
     assert plain.assignment.training.learning_rate == 0.05
     assert teacher(teacher_learning_rate=0.1).assignment.training.learning_rate == 0.1
     assert teacher(teacher_learning_rate=0.1).assignment.seed == plain.assignment.seed
-    assert len({teacher(k).assignment.seed for k in range(3)} | {teacher(k).init_seed for k in range(3)}) == 6
+    assert len({teacher(k).assignment.seed for k in range(3)} | {teacher(k).init for k in range(3)}) == 6
 
 
 def test_the_environment_has_what_bits_depend_on() -> None:

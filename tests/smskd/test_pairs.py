@@ -212,7 +212,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_a_new_pair_voids_no_stage_of_others(here: Path) -> None:
     def keys() -> dict[str, str]:
-        job.code_digest.cache_clear()
+        job._of_package.cache_clear()
         found = [one for pair in map(pairs.get, old[:2]) for one in (pair.teacher, pair.student)]
         return {network.name: job.code_digest(network, ("fitnets",)) for network in found}
 

@@ -649,7 +649,7 @@ GOLDEN: dict[str, list[list[dict[str, float]]]] = {
 
 @pytest.fixture(scope="module")
 def golden_teacher() -> Teacher:
-    data, network = load("digits", train_size=100), fresh(1, "tiny_teacher")
+    data, network = load("digits", train_size=100), fresh(1, "cifar/tiny_teacher")
     done = small.train(network, "ce@learning_rate=0.05", data, epochs=12, seed=11)
     assert done.losses[-1] == {"ce": pytest.approx(TEACHER_LOSS, rel=1e-3)}
     return Teacher(network, data)
