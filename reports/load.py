@@ -36,7 +36,7 @@ _NETWORK: Any = _part(
     **{"name": str, "params": int, "digest": str, "val_accuracy": float},
     **{"train_accuracy": float, "test_accuracy": float, "warnings": list[str]},
 )
-_CONFIRM: Any = _part(seeds=list[int], opened=str, reopened=bool)
+_CONFIRM: Any = _part(seeds=list[int], opened=str, reopened=bool, train_on=str)
 _BOX = msgspec.defstruct("box", [("error", _ENDS), ("cost", _ENDS), ("cost_name", _COST)])
 _NAMES = Annotated[list[Annotated[str, msgspec.Meta(pattern=rf"^{NAME.pattern}\Z")]], msgspec.Meta(min_length=1)]
 _SHARED: dict[str, Any] = {

@@ -14,7 +14,7 @@ from reports.front import COSTS, objectives, summarise, winner
 from reports.importance import importance
 from reports.load import Run, get
 from reports.naming import Row, code_words, display, named
-from reports.provenance import limits_text, provenance, test_sampling
+from reports.provenance import limits_text, provenance, test_sampling, trained_on_more
 from reports.recipes import Cost, label_of
 from reports.text import NOT, TIMES, duration, known, number, percent, plural, span, unit_of, when
 
@@ -97,7 +97,7 @@ def contents(run: Run, files: Mapping[str, str | None]) -> dict[str, Any]:
         "over_limit": not summary["feasible"].all(),
         "told": any(entry["settings"] for entry in entries),
         "front": sorted((e for e in entries if e["letter"] or e["test_mean"]), key=lambda entry: not entry["letter"]),
-        "front_note": _front_note(rows, sampling, bool(shares)),
+        "front_note": " ".join(filter(None, [_front_note(rows, sampling, bool(shares)), trained_on_more(info)])),
         "tested": tested,
         "entries": entries,
         "gains": comparison.table(found),

@@ -106,6 +106,7 @@ class PairResults:
 
     variants: by what a recipe trains, then total epochs. spread: within recipes, by
     split. whole: trained on all images; data_text says on how many if not. reopened: the test split, more than once.
+    on_more: for the test split, validation images were trained on, too.
     """
 
     pair: str
@@ -113,6 +114,7 @@ class PairResults:
     data_text: str
     whole: bool
     reopened: bool = False
+    on_more: bool = False
     teacher: float | None = None
     variants: Mapping[Identity, Mapping[int, Variant]] = field(default_factory=dict)
     spread: Mapping[str, Pooled] = field(default_factory=dict)
@@ -366,6 +368,8 @@ def _head(of_pairs: Sequence[PairResults], split: str, any_pair: bool) -> str:
     text = f"Accuracy on the {split} split, mean and 95 % t interval (one standard deviation for all recipes). "
     if split == "test" and any(own.reopened for own in of_pairs):
         text += "The test split was opened more than once, which flatters. "
+    if split == "test" and any(own.on_more for own in of_pairs):
+        text += "For it, students and teacher were trained on validation images, too. "
     source = f"{'the same pairs' if any_pair else PUBLISHED_PAIR} on {PUBLISHED_DATA}"
     text += f"Published: test split, {source}, {PUBLISHED_EPOCHS} epochs in all."
     other = next((own for own in of_pairs if not _comparable(own, any_pair)), None)
@@ -484,6 +488,8 @@ def _pair_results(pair: str, data: str, runs: Sequence[Run]) -> PairResults:
     name = f"{pair} on {data}"
     _agreed(f"fingerprint of the data of {name}", (get(run.info, "dataset", "fingerprint") for run in runs))
     size = _agreed(f"train_size of {name}", (get(run.info, "experiment", "train_size") or "all" for run in runs))
+    confirmed = [run.info for run in runs if get(run.info, "confirm", "opened") is not None]
+    on = _agreed(f"train_on of {name}", (get(info, "confirm", "train_on") for info in confirmed))
     # an ensemble's run may name its teachers together
     single = [run for run in runs if run.table["teachers"].max() == 1]
     _agreed(f"digest of the teacher of {name}", (get(run.info, "teacher", "digest") for run in single))
@@ -512,6 +518,7 @@ def _pair_results(pair: str, data: str, runs: Sequence[Run]) -> PairResults:
         data_text=data if size in (None, "all") else f"{data}, {size} training images",
         whole=size in (None, "all"),
         reopened=any(get(run.info, "confirm", "reopened") is True for run in runs),
+        on_more=on == "all",
         teacher=measured[0] if measured else None,
         variants=variants,
         spread={split: pooled_sd([list(s[split].values()) for s in every]) for split in _SPLITS},

@@ -48,7 +48,9 @@ COLUMNS: dict[str, Column] = {
     "position": Column("int64", False, "position in the order in which recipes were finished, from 0; prefixes first"),
     "status": Column("str", False, "`complete`, `failed` or `pruned` (given up, or not begun)"),
     "error": Column("str", True, "cause of a failure, or why a recipe was given up"),
-    "val_accuracy": Column("float64", True, "accuracy on the validation split after the last epoch, 0 to 1"),
+    "val_accuracy": Column(
+        "float64", True, "accuracy on the validation split after the last epoch, 0 to 1; null if that was trained on"
+    ),
     "test_accuracy": Column("float64", True, "accuracy on the test split after the last epoch, 0 to 1; `confirm` only"),
     "test_best_accuracy": Column("float64", True, "highest of any epoch, which flatters; under `protocol=paper` only"),
     "train_flops": Column("float64", True, "training cost as if no stage were shared, floating-point operations"),
@@ -264,8 +266,11 @@ def _wrong(frame: pd.DataFrame) -> str | None:
             rules.append((f"must be one of {', '.join(_CHOICES[name])}", ~values.isin(_CHOICES[name])))
         if name in _COUNTS:
             rules.append((f"must be from 0 to {_COUNTS[name]:g}", (values < 0) | (values > _COUNTS[name])))
-        if name in ("val_accuracy", "train_flops", "device_seconds"):
+        if name in ("train_flops", "device_seconds"):
             rules.append(("is of every complete row", values.isna() & complete))
+        if name == "val_accuracy":  # a confirmation may have been trained on the validation split
+            tested = frame["test_accuracy"].notna()
+            rules.append(("is of every complete row without test_accuracy", values.isna() & complete & ~tested))
         if name in _OF_TEST:
             rules.append(("belongs to phase confirm only", values.notna() & search))
         for rule, where in rules:

@@ -129,10 +129,10 @@ class Rehearsal:
 
     kinds: by kind of stage. teacher: of the teacher's own training. prepare: seconds until a process can begin with its
     first trial, imports not counted. share: of its cores, that the process had while it timed steps. test: seconds of a
-    look at the test split. timed: steps of an epoch here, at most. images: in the training split. views: how many an
-    image has. fills: seconds that the teacher takes for one image, where a table keeps the answer, by table. held: how
-    many of the seeds the store has a stage of, by the id of the recipe that ends with it. teachers: which the store
-    has, by number, or that a file has.
+    look at the test split. timed: steps of an epoch here, at most. images: in the training split. validation: in that
+    split. views: how many an image has. fills: seconds that the teacher takes for one image, where a table keeps the
+    answer, by table. held: how many of the seeds the store has a stage of, by the id of the recipe that ends with it.
+    teachers: which the store has, by number, or that a file has.
     """
 
     kinds: Mapping[Kind, Timing]
@@ -142,6 +142,7 @@ class Rehearsal:
     test: float
     timed: int
     images: int
+    validation: int
     views: int
     fills: Mapping[str, float]
     held: Mapping[str, int]
@@ -275,8 +276,19 @@ def search_cost(
 
 
 def confirm_cost(work: Work, found: Rehearsal, *, slots: int) -> Cost:
-    """Of the confirmation, at most."""
-    return _cost(work, confirmable(work, found), work.config.confirm, found, slots=slots, test=found.test)
+    """Of the confirmation, at most: with teachers of its own, where that trains on validation images, too."""
+    config, recipes = work.config, confirmable(work, found)
+    if config.train_on == "train":
+        return _cost(work, recipes, config.confirm, found, slots=slots, test=found.test)
+    of_file = frozenset({0} if config.experiment.teacher is not None else ())
+    found = dataclasses.replace(found, images=found.images + found.validation, teachers=of_file)
+    wanted = max((recipe.teachers for recipe in recipes), default=0)
+    cost = _cost(work, recipes, config.confirm, found, slots=slots, test=found.test)
+    return dataclasses.replace(
+        cost,
+        once=cost.once + teacher_seconds(config, found, wanted),
+        disk=cost.disk + len(set(range(wanted)) - of_file) * found.teacher.size,
+    )
 
 
 def confirmable(work: Work, found: Rehearsal) -> list[Recipe]:

@@ -125,7 +125,7 @@ class Loggers(tune.Callback):
         for told in steps(result):
             self._each(trial, functools.partial(_log, told=told))
         if "outcome" in result:
-            self._end(trial, failed="val_accuracy" not in result)
+            self._end(trial, failed="train_flops" not in result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(trial, failed=True)

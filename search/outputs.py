@@ -19,7 +19,7 @@ from search import export, storages
 from search.config import Config, cores, cpu
 from smskd.notation import parse
 from smskd.recipe import Recipe, columns
-from smskd.result import COMPLETE, FAILED, Result
+from smskd.result import COMPLETE, FAILED, Result, StageResult
 from smskd.settings import Value, text_of
 from smskd.store import open_store
 
@@ -51,7 +51,7 @@ def rows(config: Config, bench: Mapping[str, Any], search: Settled, confirm: Set
                     "position": len(table),
                     "status": record.status,
                     "error": record.error,
-                    "val_accuracy": record.val_accuracy if done else None,
+                    "val_accuracy": record.val_accuracy if done and not _seen(config, phase) else None,
                     "test_accuracy": record.test_accuracy,
                     "test_best_accuracy": record.test_best_accuracy if config.protocol == "paper" else None,
                     "train_flops": record.train_flops if done else None,
@@ -69,6 +69,11 @@ def rows(config: Config, bench: Mapping[str, Any], search: Settled, confirm: Set
                 }
             )
     return table
+
+
+def _seen(config: Config, phase: str) -> bool:
+    """Whether a phase trains on the validation images, so that what is measured there says nothing."""
+    return config.experiment_of(phase).train_on == "all"
 
 
 _NO_COLUMNS = ("pair", "data", "code")  # of the experiment: with names of their own, or the same for all rows
@@ -113,14 +118,20 @@ def stage_rows(config: Config, search: Settled, confirm: Settled) -> list[dict[s
                         **{name: recipe.anchoring.get(name) for name in ("anchor", "weighting")},
                         "stage": number,
                         "stage_methods": stage.path,
-                        "val_accuracy": told.val_accuracy,
-                        "agreement_teacher": told.agreement_teacher,
-                        "agreement_previous": told.agreement_previous,
+                        **({} if _seen(config, phase) else _on_validation(told)),
                         **spread,
-                        **{f"loss_of_stage_{k}": loss for k, loss in enumerate(told.stage_losses, 1)},
                     }
                 )
     return table
+
+
+def _on_validation(told: StageResult) -> dict[str, float | None]:
+    return {
+        "val_accuracy": told.val_accuracy,
+        "agreement_teacher": told.agreement_teacher,
+        "agreement_previous": told.agreement_previous,
+        **{f"loss_of_stage_{k}": loss for k, loss in enumerate(told.stage_losses, 1)},
+    }
 
 
 def summary(config: Config, bench: Mapping[str, Any], search: Settled) -> pd.DataFrame:

@@ -302,9 +302,10 @@ def _notes(plan: Plan) -> list[str]:
     if config.confirm:
         members = _count(_sum([plan], lambda course: course.confirm.recipes))
         device = _sum([plan], lambda course: course.confirm.device)
+        on_more = ", on validation images, too, with a teacher of its own" if config.train_on == "all" else ""
         at_most, recipes = "" if config.comparison else " at most", "recipe" if members == "1" else "recipes"
         lines.append(
-            f"Confirmation adds{at_most} {members} {recipes} {TIMES} {plural(config.confirm, 'fresh seed')}: "
+            f"Confirmation adds{at_most} {members} {recipes} {TIMES} {plural(config.confirm, 'fresh seed')}{on_more}: "
             f"{duration(device.mid)}, ~{duration(_wall([plan], lambda course: course.confirm))} of wall."
         )
     pooled = round(_sum([plan], lambda course: len(course.work.finished)).mid)

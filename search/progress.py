@@ -80,6 +80,7 @@ class Phase:
     remaining: how many trials are still to end. standings: how the pairs stand; it takes time, and is asked for seldom.
     causes: by pair, the file of the causes of failures; of several pairs, each is named. estimate: device seconds, of
     the whole phase and of what was there before, by a plan. again: the command that tries failed trials again.
+    seen: validation images are trained on, so that accuracies there aren't shown.
     """
 
     title: str
@@ -90,6 +91,7 @@ class Phase:
     causes: Mapping[str, Path]
     estimate: tuple[float, float] | None
     again: str
+    seen: bool = False
 
 
 class Progress:
@@ -154,9 +156,11 @@ class Progress:
             _tell(self._console, failure, label=Text("failed", "bold red"))
         elif self._live is None:
             shared = len(stages) - trained
-            accuracy = f"validation {100 * record.val_accuracy:.2f} %"
-            if record.test_accuracy is not None:
-                accuracy += f", test {100 * record.test_accuracy:.2f} %"
+            shown = {
+                "validation": None if self._phase.seen else record.val_accuracy,
+                "test": record.test_accuracy,
+            }
+            accuracy = ", ".join(f"{split} {100 * one:.2f} %" for split, one in shown.items() if one is not None)
             reused = f", {shared} of {len(stages)} stages reused" if shared else ""
             wanted = len(parse(job.recipe).stages)
             reused += f", given up after stage {len(stages)} of {wanted}" if len(stages) < wanted else ""

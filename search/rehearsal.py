@@ -113,6 +113,7 @@ def rehearse(
         teacher=rehearsed.teacher(timed),
         test=_evaluated(benches.fresh(experiment.networks.student, data, seed=0), data.test, data),
         images=len(data.train),
+        validation=len(data.validation),
         views=data.views,
         fills=_fills(Teacher(network, data), data, min(_batch_size(experiment), len(data.train))),
         timed=min(timed, *(steps_of(one.batch_size, len(data.train)) for one in found)),

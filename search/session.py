@@ -15,8 +15,7 @@ from rich.text import Text
 from reports import budget
 from reports.front import COSTS, LIMITS
 from reports.gains import baseline
-from reports.provenance import accuracies
-from reports.text import cost_text
+from reports.text import accuracies, cost_text
 from search import box, draws, jobs, outputs, plan_file, storages
 from search.config import Config, cores
 from search.progress import FrontLine, Standing, brief
@@ -171,6 +170,7 @@ class Session:
             "sampler": self.study.sampler,
             "confirm": {
                 "seeds": list(self.config.confirm_seeds),
+                "train_on": self.config.train_on,
                 "stage_runs": self.trained["confirm"],
                 "opened": opened.get("time"),
                 "reopened": opened.get("reopened", False),

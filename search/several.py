@@ -195,8 +195,10 @@ class Search:
 
         total = source.remaining()
         said = self._planned() if phase == "search" else None
+        seen = phase == "confirm" and self._first.train_on == "all"
         shown = Phase(
-            title=f"{phase} · {what} on {self._first.experiment.data}",
+            title=f"{phase} · {what} on {self._first.experiment.data}" + (", train and validation" if seen else ""),
+            seen=seen,
             counted="recipes" if phase == "search" else "trainings",
             counts=counts,
             remaining=source.remaining,

@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -98,13 +98,13 @@ class Benches:
 
 
 class _Told:
-    """What a trial reports while it is at work."""
+    """What a trial reports while it is at work. seen: validation images are trained on, so nothing there is told."""
 
-    def __init__(self, stages: int, *, log: bool) -> None:
+    def __init__(self, stages: int, *, log: bool, seen: bool) -> None:
         # stage: the one at work, from 1; 0 while the teacher is trained
         self.progress: dict[str, Any] = {"stage": 1, "epoch": 0, "epochs": 0, "val_accuracy": None, "reused": 0}
         self.finished: list[StageResult] = []
-        self._stages, self._log, self._last = stages, log, time.monotonic()
+        self._stages, self._log, self._seen, self._last = stages, log, seen, time.monotonic()
 
     def tell(self, every: float) -> None:
         if time.monotonic() - self._last >= every:
@@ -116,13 +116,32 @@ class _Told:
 
     def on_stage(self, number: int, result: StageResult) -> None:
         self.finished.append(result)
-        self.progress.update(stage=min(number + 1, self._stages), epoch=0, val_accuracy=result.val_accuracy)
+        accuracy = None if self._seen else result.val_accuracy
+        self.progress.update(stage=min(number + 1, self._stages), epoch=0, val_accuracy=accuracy)
         if not result.trained:
             self.progress["reused"] = number
         if (
             number < self._stages
         ):  # the last one's scalars go with the outcome; others may want a stage that was trained
-            self._report(_scalars(self.finished) if self._log else {})
+            self._report(self.scalars() if self._log else {})
+
+    def scalars(self) -> dict[str, Any]:
+        """What there is to plot of the stages so far: costs of all of them, the rest of the last one."""
+        last = self.finished[-1]
+        on_validation = {
+            "val_accuracy": last.val_accuracy,
+            "error": 1 - last.val_accuracy,
+            "agreement_teacher": last.agreement_teacher,
+            "agreement_previous": last.agreement_previous,
+        }
+        return {
+            "stages_done": len(self.finished),
+            "epochs_done": sum(len(result.losses) for result in self.finished),
+            "train_flops": sum(result.train_flops for result in self.finished),
+            "device_seconds": sum(result.device_seconds for result in self.finished),
+            "losses": json.dumps([dict(epoch) for epoch in last.losses]),
+            **({} if self._seen else on_validation),
+        }
 
     def _report(self, more: Mapping[str, Any] = MappingProxyType({})) -> None:
         self._last = time.monotonic()
@@ -145,7 +164,8 @@ def train(benches: Benches, config: dict[str, Any]) -> None:
 
     code.install(benches.files)
     recipe = parse(config["recipe"])
-    told = _Told(len(recipe.stages), log=config["log"])
+    seen = config["worker"]["experiment"].get("train_on") == "all"
+    told = _Told(len(recipe.stages), log=config["log"], seen=seen)
     beat = functools.partial(told.tell, config["hang_after"] / _BEATS)
     try:
         torch.set_num_threads(config["worker"]["experiment"].get("threads", 1))
@@ -179,7 +199,7 @@ def train(benches: Benches, config: dict[str, Any]) -> None:
     scalars: dict[str, Any] = {}
     if result.status != FAILED:
         tests = {"test_accuracy": result.test_accuracy, "test_best_accuracy": result.test_best_accuracy}
-        scalars = _scalars(told.finished) | {name: value for name, value in tests.items() if value is not None}
+        scalars = told.scalars() | {name: value for name, value in tests.items() if value is not None}
     trained = sum(stage.trained for stage in told.finished)
     outcome = {"record": result.to_dict(), "trained": trained, "teacher": bench.teacher_digest, "bench": described}
     _report(outcome, scalars)
@@ -200,19 +220,3 @@ def _trained(bench: Bench, recipe: Recipe, config: Mapping[str, Any], told: _Tol
 def _report(outcome: dict[str, Any], scalars: Mapping[str, Any] = MappingProxyType({})) -> None:
     # as text, since Tune flattens what it is given
     tune.report({"outcome": json.dumps(outcome), **scalars})
-
-
-def _scalars(finished: Sequence[StageResult]) -> dict[str, Any]:
-    """What there is to plot of the stages so far: costs of all of them, the rest of the last one."""
-    last = finished[-1]
-    return {
-        "stages_done": len(finished),
-        "epochs_done": sum(len(result.losses) for result in finished),
-        "val_accuracy": last.val_accuracy,
-        "error": 1 - last.val_accuracy,
-        "train_flops": sum(result.train_flops for result in finished),
-        "device_seconds": sum(result.device_seconds for result in finished),
-        "agreement_teacher": last.agreement_teacher,
-        "agreement_previous": last.agreement_previous,
-        "losses": json.dumps([dict(epoch) for epoch in last.losses]),
-    }

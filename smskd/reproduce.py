@@ -5,6 +5,7 @@ Nothing is taken from the run's store, the teacher neither, unless it is a file.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SAME, BAD_INPUT, EXPLAINED, DIFFERENT, INTERRUPTED = 0, 2, 3, 4, 130
+_OF_CONFIG = ("store", "store_key", "protocol", "train_on")
 _COLUMNS = ("recipe", "recipe_id", "seed", "phase", "status")
 # What may differ between a stage and the same stage trained elsewhere: its key says so.
 _CIRCUMSTANCES, _BEFORE = ("environment", "code", "data"), ("parent", "teachers")
@@ -78,9 +80,15 @@ def reproduce(config: Config) -> list[Verdict]:
     device = "cuda" if "cuda" in info["environment"] and torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory(prefix="smskd-") as empty:
         cold = Store(Path(empty))
-        prepared = bench.prepare(made, cold, device=device)
+        on_more = dataclasses.replace(made, train_on=settings.get("train_on") or made.train_on)
+        of_phase = {"search": made, "confirm": on_more}
+        benches = {
+            one.train_on: bench.prepare(one, cold, device=device)
+            for one in {of_phase[phase].train_on: of_phase[phase] for phase in table["phase"].iloc[drawn]}.values()
+        }
         for number, at in enumerate(sorted(drawn), 1):
             row = table.iloc[at]
+            prepared = benches[of_phase[row["phase"]].train_on]
             recipe = _recipe(row, made)
             _say(f"training {number} of {len(drawn)}: {recipe}, seed {row['seed']}")
             looks = row["phase"] == "confirm" and settings.get("protocol") == "paper"
@@ -158,7 +166,7 @@ def _read(run: Path) -> tuple[dict[str, Any], Experiment, pd.DataFrame]:
             raise ValueError(f"{run} holds a search of several pairs: give the folder of one, such as {run}/PAIR")
         settings, environment = info["config"], info["environment"]
         objects = isinstance(settings, dict) and isinstance(environment, dict)
-        if not objects or not all(isinstance(settings.get(k), str | None) for k in ("store", "store_key", "protocol")):
+        if not objects or not all(isinstance(settings.get(k), str | None) for k in _OF_CONFIG):
             raise TypeError("a setting is of the wrong type")
         made = experiment.of_dict(info["experiment"])
     except (OSError, KeyError, TypeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:

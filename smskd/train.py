@@ -104,7 +104,8 @@ def _train(config: Config, made: Experiment, recipe: Recipe) -> int:
     torch.set_num_threads(made.threads)
     prepared = bench.prepare(made, open_store(config.store, config.store_key))
     looked_at = given_teacher.accuracies(prepared)
-    how_good = f"{100 * prepared.teacher_accuracy:.2f} % on validation" if looked_at is None else looked_at.text
+    split = "validation images, which are trained on, too" if made.train_on == "all" else "validation"
+    how_good = f"{100 * prepared.teacher_accuracy:.2f} % on {split}" if looked_at is None else looked_at.text
     _say(f"teacher {prepared.pair.teacher.name}, {prepared.teachers[0].source}: {how_good}")
     for warning in () if looked_at is None else looked_at.warnings:
         sys.stderr.write(f"warning: {warning}\n")
@@ -112,14 +113,15 @@ def _train(config: Config, made: Experiment, recipe: Recipe) -> int:
     def on_stage(number: int, result: StageResult) -> None:
         how = f"{result.device_seconds:.1f} s" if result.trained else "from the store"
         where = f"stage {number} of {len(effective.stages)}, {effective.stages[number - 1]}"
-        _say(f"{where}: {100 * result.val_accuracy:.2f} % on validation, {how}")
+        _say(f"{where}: {100 * result.val_accuracy:.2f} % on {split}, {how}")
 
     result = pipeline.distil(effective, prepared, seed=config.seed, on_stage=on_stage)
     partial = out.with_name(f".{out.name}.partial")
     told = {"recipe": result.recipe, "experiment": json.dumps(made.to_dict()), "seed": str(config.seed)}
     save_file(dict(result.weights), partial, metadata=told)
     partial.replace(out)
-    _say(f"{effective}, seed {config.seed}: {100 * result.val_accuracy:.2f} %, {result.train_flops:.3g} FLOPs → {out}")
+    accuracy = "" if made.train_on == "all" else f" {100 * result.val_accuracy:.2f} %,"
+    _say(f"{effective}, seed {config.seed}:{accuracy} {result.train_flops:.3g} FLOPs → {out}")
     return DONE
 
 

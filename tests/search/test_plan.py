@@ -43,7 +43,7 @@ def timing(step: float, *, flops: float = 1.0, once: float = 0.0, size: int = 10
 def rehearsal(kinds: dict[Kind, Timing], **changed: object) -> Rehearsal:
     settings: dict[str, object] = {
         "kinds": kinds, "teacher": timing(2.0, size=7), "prepare": 3.0, "share": 1.0, "test": 0.0625,
-        "timed": 10, "images": 500, "views": 1, "fills": {}, "held": {}, "teachers": frozenset({0}),
+        "timed": 10, "images": 500, "validation": 100, "views": 1, "fills": {}, "held": {}, "teachers": frozenset({0}),
     }  # fmt: skip
     return Rehearsal(**settings | changed)  # type: ignore[arg-type]
 
@@ -313,7 +313,7 @@ def test_the_estimate_is_near_what_the_run_spends(words: list[str], tmp_path: Pa
         (["space=stage_ordr"], "stage_order"),
         (["seedz=3"], "unknown key 'seedz'"),
         (["cpus=1000"], "cpus <="),
-        (["pair=vgg19_resnet18"], "choose another pair"),
+        (["teacher_model=resnet18", "student_model=resnet18"], "choose another pair"),
         (["teacher=nowhere.pt"], "there is no such file"),
         (["data=folder", "data_dir=nowhere"], "nowhere"),
         (["space=everything", "sampler=exhaustive"], "needs a finite space"),
