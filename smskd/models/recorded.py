@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from smskd import code
 from smskd.components import TORCHVISION
@@ -53,7 +54,7 @@ class Layout(NamedTuple):
         if self.axes == "NHWC":
             return output.permute(0, 3, 1, 2)
         tokens = (output if self.axes == "NLC" else output.transpose(0, 1))[:, self.prefix :].transpose(1, 2)
-        return tokens.unflatten(2, _grid(tokens.shape[2], images.shape[2], images.shape[3]))
+        return tokens.reshape(*tokens.shape[:2], *_grid(tokens.shape[2], images.shape[2], images.shape[3]))
 
 
 class Probe(NamedTuple):
@@ -110,10 +111,11 @@ class Recorded(nn.Module):
         if self._of_torchvision:
             image = (3, _TORCHVISION_SIDE, _TORCHVISION_SIDE)
         seen = probe(network, image, name=name)
+        _give_sizes(network, image)
         self._logits(seen.answer)
         maps = layouts(seen, image)
         if layers is not None:
-            chosen = _in_order(_checked(layers, name, seen, maps), maps)
+            chosen = tuple(_in_order(_checked(layers, name, seen, maps), maps))
         elif self._of_torchvision:
             chosen = _of_chain(_torchvision_chain(network, maps), maps)
         else:
@@ -257,6 +259,17 @@ def _tried(network: nn.Module, image: tuple[int, int, int], device: str) -> Prob
     return Probe(outputs, inputs, answer)
 
 
+def _give_sizes(network: nn.Module, image: tuple[int, int, int]) -> None:
+    """Have lazy layers, which take their sizes from what they are first given, draw their weights."""
+    if not any(map(is_lazy, (*network.parameters(), *network.buffers()))):
+        return
+    modes = [(module, module.training) for module in network.modules()]
+    with torch.no_grad():
+        network.eval()(torch.zeros(_BATCH, *image))
+    for module, training in modes:
+        module.training = training
+
+
 def _like(tensor: Tensor) -> Tensor:
     empty = torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
@@ -293,7 +306,7 @@ def layouts(seen: Probe, image: tuple[int, int, int]) -> dict[str, Layout]:
     maps = {name: layout for name, layout in found.items() if layout.height * layout.width > 1}
     last = "NHWC" if {one.axes for one in maps.values() if one.sure} == {"NHWC"} else "NCHW"
     unsure = {name: cast(tuple[int, ...], seen.outputs[name]) for name, one in maps.items() if not one.sure}
-    swapped = {k: Layout(last, *shape[1:3]) for k, shape in unsure.items() if last == "NHWC"}
+    swapped = {k: Layout(last, shape[1], shape[2]) for k, shape in unsure.items() if last == "NHWC"}
     return maps | swapped
 
 
@@ -369,7 +382,7 @@ def _some(named: Iterable[str]) -> str:
 
 def _chosen(network: nn.Module, maps: Mapping[str, Layout]) -> tuple[str, ...]:
     """Modules to look at in a network of which nothing is known; or those that it says itself, as timm's do."""
-    told = [one.get("module") for one in getattr(network, "feature_info", ()) if isinstance(one, Mapping)]
+    told = [str(one.get("module")) for one in getattr(network, "feature_info", ()) if isinstance(one, Mapping)]
     if told and all(one in maps for one in told):
         return _of_chain(told, maps)
     blocks = _blocks(network, maps)

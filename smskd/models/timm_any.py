@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -29,7 +29,7 @@ def build(name: str, *, num_classes: int, in_channels: int, image: tuple[int, in
     arguments: dict[str, Any] = {"pretrained": False, "num_classes": num_classes, "in_chans": in_channels}
     try:
         try:
-            made = timm.create_model(name, **arguments, img_size=image[1:])
+            made: nn.Module = timm.create_model(name, **arguments, img_size=image[1:])
         except TypeError as error:
             if "img_size" not in str(error):
                 raise
@@ -40,4 +40,4 @@ def build(name: str, *, num_classes: int, in_channels: int, image: tuple[int, in
         raise ValueError(
             f"{TIMM}{name} can't be built for images of {shape} ({reason}); choose another network"
         ) from None
-    return cast(nn.Module, made)
+    return made

@@ -487,6 +487,15 @@ class Counted(nn.Module):
         return self.head(maps.mean((2, 3)) if float(maps.mean()) > -1 else maps.amax((2, 3)))
 
 
+def test_lazy_layers_have_their_weights_at_once() -> None:
+    torch.manual_seed(0)
+    wrapped = recorded(Functional().train())
+    assert wrapped.state_dict()["fc1.weight"].shape == (32, 16 * 8 * 8) and wrapped.network.training
+    torch.manual_seed(0)
+    again = recorded(Functional())
+    assert all(map(torch.equal, again.state_dict().values(), wrapped.state_dict().values()))
+
+
 def test_trying_a_network_changes_nothing_of_it() -> None:
     network = Counted().train()
     network.body.eval()
