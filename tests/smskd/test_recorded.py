@@ -26,6 +26,7 @@ from smskd.experiment import Experiment
 from smskd.job import code_digest
 from smskd.methods.base import Batch, Task, View
 from smskd.models import __main__ as command
+from smskd.models import torchvision_any
 from smskd.models.recorded import Recorded
 from smskd.recipe import Stage
 from smskd.teacher import Teacher
@@ -109,6 +110,27 @@ def test_the_embedding_is_what_the_last_layer_makes_logits_of(name: str) -> None
         assert torch.allclose(last(output.embedding), output.logits, atol=1e-6)
     else:
         assert torch.allclose(output.embedding, output.features[-1].mean((2, 3)), atol=1e-6)
+
+
+# name -> modules whose outputs are the maps, place of the hint, what is given the embedding
+CHOSEN = {
+    "alexnet": ("features.1 features.4 features.11 features.12", 1, "classifier.6"),
+    "inception_v3": ("Conv2d_2b_3x3 Conv2d_4a_3x3 Mixed_5d Mixed_6e Mixed_7c", 2, "dropout"),
+    "maxvit_t": ("blocks.0 blocks.1 blocks.2 blocks.3", 1, "classifier.5"),
+    "mnasnet0_5": ("layers.7 layers.8 layers.9 layers.11 layers.16", 2, "classifier.0"),
+    "mobilenet_v3_small": ("features.0 features.1 features.3 features.8 features.12", 2, "classifier.2"),
+    "efficientnet_v2_s": ("features.1 features.2 features.3 features.5 features.7", 2, "classifier.0"),
+    "swin_v2_t": ("features.1 features.3 features.5 features.7", 1, "head"),
+    "resnext50_32x4d": ("relu layer1 layer2 layer3 layer4", 2, "fc"),
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_what_is_looked_at_in_other_families(name: str) -> None:
+    with torch.device("meta"):
+        plain = torchvision_any.build(name, num_classes=7, in_channels=3)
+    network = Recorded(plain, name=TORCHVISION + name, num_classes=7, image=(3, 64, 64))
+    assert (" ".join(network.layers), network.hint_index, network.head) == CHOSEN[name]
 
 
 def test_the_embedding_is_taken_before_dropout() -> None:
