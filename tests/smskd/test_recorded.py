@@ -255,6 +255,43 @@ class Transformer(nn.Module):
         return {"hidden": row, "logits": self.head(row[:, 0])}
 
 
+class Layer(nn.Module):
+    """Returns its attention, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.mix = nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, 16)
+
+    def forward(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        mixed, weights = self.attention(row, row, row)
+        return row + self.mix(mixed), weights
+
+
+class Backbone(nn.Module):
+    """Returns no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embeddings, self.layer = nn.Conv2d(3, 16, 4, 4), nn.ModuleList(Layer() for _ in range(4))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        row = self.embeddings(images).flatten(2).transpose(1, 2)
+        for layer in self.layer:
+            row, _ = layer(row)
+        return {"last_hidden_state": row}
+
+
+class Nested(nn.Module):
+    """As Hugging Face's classifiers are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit, self.classifier = Backbone(), nn.Linear(16, 7)
+
+    def forward(self, images: Tensor) -> Any:
+        return SimpleNamespace(logits=self.classifier(self.vit(images)["last_hidden_state"].mean(1)))
+
+
 class Last(nn.Module):
     """Channels last, as Swin's blocks are."""
 
@@ -340,6 +377,7 @@ PLAIN: dict[str, tuple[Callable[[], nn.Module], list[str], list[tuple[int, ...]]
         lambda: Transformer(4, first=False), [f"encoder.layers.{k}" for k in range(4)], maps_of(*["16x8x8"] * 4), 1,
         "head", 16,
     ),
+    "nested": (Nested, [f"vit.layer.{k}" for k in range(4)], maps_of(*["16x8x8"] * 4), 1, "classifier", 16),
     "channels last": (Last, ["mix1", "mix2"], maps_of("8x8x8", "16x4x4"), 0, "head", 16),
     "cosine": (Cosine, ["body.1", "body.3"], maps_of("8x16x16", "16x8x8"), 0, None, 16),
     "perceptron": (of_perceptron, [], maps_of("20x1x1"), 0, "3", 20),
@@ -367,7 +405,8 @@ def test_what_is_looked_at_in_a_plain_module(case: str) -> None:
     assert (list(wrapped.layers), wrapped.head, wrapped.hint_index) == (layers, head, hint)
     images = torch.randn(2, 3, 32, 32)
     output, plain = wrapped.eval()(images), network(images)
-    assert torch.equal(output.logits, plain["logits"] if isinstance(plain, dict) else plain)
+    plain = plain["logits"] if isinstance(plain, dict) else getattr(plain, "logits", plain)
+    assert torch.equal(output.logits, plain)
     assert [tuple(one.shape[1:]) for one in output.features] == maps
     assert output.embedding.shape == (2, width) and output.before_relu == ()
     assert all(map(torch.equal, wrapped(images, before_relu=True).before_relu, output.features))
