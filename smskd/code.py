@@ -50,7 +50,10 @@ class Files(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  # type: 
         found = self.modules.get(fullname)
         if found is None:
             return None
-        return importlib.util.spec_from_loader(fullname, self, origin=found.path, is_package=found.package)
+        inside = [str(Path(found.path).parent)] if found.package else None
+        return importlib.util.spec_from_file_location(
+            fullname, found.path, loader=self, submodule_search_locations=inside
+        )
 
     def get_filename(self, fullname: str) -> str:
         """The file as it was named, so that tracebacks show it."""
