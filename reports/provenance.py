@@ -12,7 +12,7 @@ from reports.load import Run, get
 from reports.naming import Row, alike, own_code, settings_text
 from reports.results import STATUSES, differing
 from reports.statistics import sampling_half_width
-from reports.text import NOT, accuracies, cost_text, duration, known, number, percent, plural, when
+from reports.text import NOT, accuracies, cost_text, duration, known, number, plural, when
 
 
 def test_sampling(rows: Sequence[Row], info: Mapping[str, Any]) -> tuple[float, int] | None:

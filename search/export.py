@@ -184,7 +184,9 @@ def _raw_pixels(network: nn.Module, student: Student) -> nn.Module:
     from torch import nn
 
     # hooks that look at feature maps can't be exported, and logits don't need them
-    plain = network.unhooked() if hasattr(network, "unhooked") else None
+    from smskd.models.recorded import Recorded
+
+    plain = network.unhooked() if isinstance(network, Recorded) else None
 
     class RawPixels(nn.Module):
         mean: Tensor
@@ -200,7 +202,7 @@ def _raw_pixels(network: nn.Module, student: Student) -> nn.Module:
             normalised = (images - self.mean) / self.std
             if plain is None:
                 return self.network(normalised).logits  # type: ignore[no-any-return]
-            return plain.logits(normalised)  # type: ignore[no-any-return, operator]
+            return plain.logits(normalised)
 
     return RawPixels().eval()
 

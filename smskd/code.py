@@ -277,9 +277,10 @@ def source_of(file: str) -> str:
 
 def _own(file: str, key: str | None = None) -> Sequence[str]:
     if file not in _FILES.of:
+        given = file if key is None else f"{key}={file}"
         raise ValueError(
-            f"{file if key is None else f'{key}={file}'}: its code runs only if the file is named: add code=[{file}], with its path, on the command "
-            "line (in Python: smskd.code.use)"
+            f"{given}: its code runs only if the file is named: add code=[{file}], with its path, on the command line "
+            "(in Python: smskd.code.use)"
         )
     return _FILES.of[file]
 

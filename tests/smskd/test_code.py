@@ -1,4 +1,4 @@
-"""Files of one's own: read once, with what they import; run only where they are named; their mistakes told in a line."""
+"""Files of one's own: read once, with what they import; run only where they are named; mistakes told in a line."""
 
 from __future__ import annotations
 
