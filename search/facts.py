@@ -46,6 +46,7 @@ def describe(bench: Bench, *, latency: bool, timed: bool) -> dict[str, Any]:
             "width": data.width,
             "channels": data.channels,
             "classes": data.classes,
+            "class_names": data.class_names and list(data.class_names),
             "mean": data.mean.flatten().tolist(),
             "std": data.std.flatten().tolist(),
             "pixels": str(data.train.images[:1].dtype).removeprefix("torch."),

@@ -24,8 +24,8 @@ from smskd.settings import Value, text_of
 from smskd.store import open_store
 
 Settled = Mapping[str, tuple[Recipe, list[Result]]]
-# of the data set, what it takes to give the student an image
-_OF_IMAGES = ("classes", "channels", "height", "width", "mean", "std", "pixels")
+# of the data set, what it takes to give the student an image and to understand its answer
+_OF_IMAGES = ("classes", "class_names", "channels", "height", "width", "mean", "std", "pixels")
 _PACKAGES = ("torch", "torchvision", "ray", "optuna", "pandas")
 _ERRORS = "errors"  # the folder of tracebacks
 

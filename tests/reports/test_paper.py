@@ -285,6 +285,12 @@ def test_the_split_is_test_where_every_row_has_it() -> None:
     assert "more than once" not in found.head
     opened = {"confirm": {"seeds": [100], "opened": "x", "reopened": True}}
     assert "more than once" in table(tables([run(fixed + tested(free, 0.7), **opened)]), "Ablation 1").head
+    more = {"confirm": opened["confirm"] | {"reopened": False, "train_on": "all"}}
+    one = run(tested(rows_of(THREE, 92.0, "fixed"), 0.8), **more)
+    assert "were trained on validation images, too" in table(tables([one]), "Ablation 1").head
+    with pytest.raises(ValueError, match=r"must have one train_on of .*, but have all, train"):
+        tables([one, run(free, confirm=opened["confirm"] | {"train_on": "train"})])
+    assert tables([one, run(rows_of(THREE, 90.0, "none"), confirm={"seeds": [], "train_on": "train"})])
 
 
 def test_the_papers_protocol_stands_beside_and_is_not_judged() -> None:

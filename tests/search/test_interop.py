@@ -213,12 +213,14 @@ def test_a_training_that_failed_is_marked_as_such(tmp_path: Path, monkeypatch: p
         loggers.TBXLoggerCallback, "log_trial_end", lambda self, trial, failed=False: ended.append(failed)
     )
     of = Loggers(["tensorboard"], {"tiny": tmp_path}, pytest.fail)
-    for number, result in enumerate(({"outcome": "{}"}, REPORT | {"outcome": "{}"})):
+    # one that trained on validation images says nothing of these
+    unseen = {name: value for name, value in REPORT.items() if name not in ("val_accuracy", "error")}
+    for number, result in enumerate(({}, REPORT, unseen)):
         of.on_trial_start(1, [], trial(str(number)))
-        of.on_trial_result(1, [], trial(str(number)), result)
+        of.on_trial_result(1, [], trial(str(number)), result | {"outcome": "{}"})
     of.on_trial_start(1, [], trial("dead"))
     of.on_trial_error(1, [], trial("dead"))
-    assert ended == [True, False, True]
+    assert ended == [True, False, False, True]
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,22 @@ def test_the_largest_front_has_one_recipe_of_each_cost_and_the_baseline() -> Non
     )
 
 
+def test_a_confirmation_on_more_images_has_a_teacher_of_its_own(tmp_path: Path) -> None:
+    word = "train_on=all"
+    both = work("kd", "kd>kd anchor=none", words=(word, "teacher_epochs=3"))
+    plain = estimate.confirm_cost(work("kd", "kd>kd anchor=none"), rehearsal(KINDS), slots=2)
+    cost = estimate.confirm_cost(both, rehearsal(KINDS), slots=2)
+    # 600 images in place of 500: 12 steps an epoch in place of 10
+    assert (cost.recipes, cost.stage_runs) == (plain.recipes, plain.stage_runs) == (2, 6)
+    assert plain.device.mid == pytest.approx(6 * 20.5) and cost.device.mid == pytest.approx(6 * 24.5)
+    assert plain.once == 3.0 and cost.once == pytest.approx(3.0 + 0.5 + 3 * 12 * 2.0 + 0.25)
+    assert cost.disk == plain.disk + 7
+    weights = tmp_path / "teacher.safetensors"
+    weights.touch()
+    given = estimate.confirm_cost(work("kd", words=(word, f"teacher={weights}")), rehearsal(KINDS), slots=2)
+    assert given.once == 3.0, "a teacher from a file is the same in both phases"
+
+
 def test_a_front_tells_stages_of_unequal_length_apart_by_what_they_cost() -> None:
     tells = rehearsal(KINDS | {ANCHORED: timing(4.0, flops=4, once=8)})
     # of two stages the first is 1 + 2 * 4 + 8, the others are 21

@@ -38,7 +38,9 @@ from tests import runs
 
 OF_METHODS = {key: one for name in methods.available() for key, one in of_method(name).items()}
 OF_RECIPES = {**OF_METHODS, **TRAINING, **recipe.SETTINGS, **SHORTHANDS}
-EVERY: dict[str, Setting] = {**OF_RECIPES, **experiment.SETTINGS}
+# train_on= of a search is of its confirmation.
+OF_EXPERIMENTS = {key: one for key, one in experiment.SETTINGS.items() if key not in config.SETTINGS_OF_SEARCH}
+EVERY: dict[str, Setting] = {**OF_RECIPES, **OF_EXPERIMENTS}
 Words = Mapping[str, str]
 
 # One recipe: all methods in one stage, and another stage that feels the anchor.
@@ -77,6 +79,7 @@ VALUES: Mapping[str, Sequence[str]] = {
     "data": ["folder"],
     "data_dir": ["{files}/others"],
     "image_size": ["40"],
+    "pad": ["2"],
     "teacher_model": ["squeezenet1_0"],
     "student_model": ["mobilenet_v3_large"],
     "teacher": ["{files}/teacher.safetensors"],
@@ -165,7 +168,7 @@ def made(given: Words, files: Path) -> Made:
 
 
 def loaded(made: Experiment) -> Data:
-    wanted = ("pair", "teacher_model", "student_model", "data", "data_dir", "train_size", "image_size")
+    wanted = ("pair", "teacher_model", "student_model", "data", "data_dir", "train_size", "image_size", "pad", "flip")
     return _loaded(json.dumps({key: value for key, value in made.to_dict().items() if key in wanted}))
 
 

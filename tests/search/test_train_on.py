@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from reports import results
-from search import config, outputs
-from smskd import bench, job, reproduce
+from reports import provenance, results
+from search import config, outputs, trainable
+from smskd import bench, job, reproduce, train
 from smskd.experiment import Experiment
 from smskd.notation import parse
 from smskd.numerics import FLOAT32
@@ -91,6 +91,33 @@ def test_a_row_without_any_accuracy_is_refused() -> None:
     rows[0]["val_accuracy"] = None
     with pytest.raises(ValueError, match="val_accuracy is of every complete row without test_accuracy"):
         results.write(rows, Path("nowhere"))
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_trial_tells_nothing_of_images_it_trains_on(seen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[dict[str, Any]] = []
+    monkeypatch.setattr(trainable.tune, "report", reported.append)
+    told = trainable._Told(2, log=True, seen=seen)
+    told.on_stage(1, _record(0).stages[0])
+    of_validation = {"error": 0.25, "agreement_teacher": 0.5, "agreement_previous": None}
+    assert reported[0].items() >= {"val_accuracy": None if seen else 0.75, "train_flops": 1e6, "stages_done": 1}.items()
+    assert all((name in reported[0]) != seen for name in of_validation)
+
+
+def test_it_is_said() -> None:
+    info: dict[str, Any] = {"dataset": {"train": 45_000, "validation": 5_000}}
+    said = provenance.trained_on_more(info | {"confirm": {"opened": "2026-01-01", "train_on": "all"}})
+    assert "and its teacher, was trained on training and validation images together, 50,000 of them" in said
+    for confirm in ({}, {"train_on": "all"}, {"opened": "2026-01-01"}, {"opened": "2026-01-01", "train_on": "train"}):
+        assert provenance.trained_on_more(info | {"confirm": confirm}) == ""
+
+
+def test_one_training_says_what_its_accuracy_is_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["recipe=kd", "epochs=1", "teacher_epochs=1", "train_on=all", f"store={tmp_path / 'store'}"]
+    assert train.main([*words, f"out={tmp_path / 'a.safetensors'}"]) == 0
+    teacher, stage, last = capsys.readouterr().out.splitlines()
+    assert all("% on validation images, which are trained on, too" in line for line in (teacher, stage))
+    assert "%" not in last
 
 
 @pytest.mark.slow
