@@ -436,7 +436,14 @@ def parse(argv: Sequence[str]) -> Config:
     Raises:
         ValueError: as Config, and smskd.cli; or a setting is given that the space searches itself or doesn't use.
     """
-    given = cli.use_files(cli.split(argv))
+    said = cli.split(argv)
+    for key, text in said.items():
+        if (key in SETTINGS_OF_SEARCH or key in experiment.SETTINGS) and ranges.is_range(text):
+            raise ValueError(
+                f"{key}={text}: {key} can't be a range, since it is the same for all recipes of a search; "
+                "settings of recipes can, such as learning_rate=interval(0.01,0.2)"
+            )
+    given = cli.use_files(said)
     own: dict[str, Value] = {}
     made: dict[str, Value] = {}
     settings: dict[str, Value] = {}
@@ -444,11 +451,6 @@ def parse(argv: Sequence[str]) -> Config:
     for key, text in given.items():
         cli.check(key, [*SETTINGS_OF_SEARCH, *experiment.SETTINGS], recipes_too=True)
         if key in SETTINGS_OF_SEARCH or key in experiment.SETTINGS:
-            if ranges.is_range(text):
-                raise ValueError(
-                    f"{key}={text}: {key} can't be a range, since it is the same for all recipes of a search; "
-                    "settings of recipes can, such as learning_rate=interval(0.01,0.2)"
-                )
             (own if key in SETTINGS_OF_SEARCH else made)[key] = text
         elif ranges.is_range(text):
             searched[key] = ranges.parse(key, text)

@@ -365,7 +365,7 @@ def _check_free(name: str, path: str) -> None:
     """Refuse a file whose name means another module to Python."""
     if "." in name:
         return
-    others = [finder for finder in sys.meta_path if finder is not _FILES]
+    others = [finder for finder in sys.meta_path if not isinstance(finder, Files)]
     specs = (finder.find_spec(name, None) for finder in others if hasattr(finder, "find_spec"))
     spec = next((one for one in specs if one is not None), None)
     folder_of_that_name = spec is not None and spec.origin is None

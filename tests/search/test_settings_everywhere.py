@@ -39,7 +39,10 @@ from tests import runs
 OF_METHODS = {key: one for name in methods.available() for key, one in of_method(name).items()}
 OF_RECIPES = {**OF_METHODS, **TRAINING, **recipe.SETTINGS, **SHORTHANDS}
 # train_on= of a search is of its confirmation.
-OF_EXPERIMENTS = {key: one for key, one in experiment.SETTINGS.items() if key not in config.SETTINGS_OF_SEARCH}
+# code= names files, which count by what is in them (test_your_own.py).
+OF_EXPERIMENTS = {
+    key: one for key, one in experiment.SETTINGS.items() if key not in config.SETTINGS_OF_SEARCH and key != "code"
+}
 EVERY: dict[str, Setting] = {**OF_RECIPES, **OF_EXPERIMENTS}
 Words = Mapping[str, str]
 
@@ -83,6 +86,9 @@ VALUES: Mapping[str, Sequence[str]] = {
     "teacher_model": ["squeezenet1_0"],
     "student_model": ["mobilenet_v3_large"],
     "teacher": ["{files}/teacher.safetensors"],
+    "student": ["{files}/student.safetensors"],
+    "teacher_layers": ["[stages.0,stages.2]"],
+    "student_layers": ["[stages.0,stages.1]"],
     "pair": [name for name in pairs.available() if pairs.get(name).min_size <= 8 and name != "tiny"],
 }
 
@@ -117,6 +123,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     torch.manual_seed(0)
     network = models.build("cifar/tiny_teacher", num_classes=10, image=(1, 8, 8))
     safetensors.torch.save_file(network.state_dict(), folder / "teacher.safetensors")
+    network = models.build("cifar/tiny_student", num_classes=10, image=(1, 8, 8))
+    safetensors.torch.save_file(network.state_dict(), folder / "student.safetensors")
     (folder / "spaces").mkdir()
     (folder / "spaces" / "in_order.py").write_text(SPACE)
     before = list(spaces.__path__)
@@ -149,7 +157,10 @@ class Made:
             found: list[str] = []
             for prefix in self.recipe.prefixes():
                 parent = found[-1] if found else None
-                stage = job.of_student(prefix, made, arithmetic, seed=0, parent=parent, teachers=taught)
+                # weights of a file are known by their own digest
+                stage = job.of_student(
+                    prefix, made, arithmetic, seed=0, parent=parent, teachers=taught, initial=made.student
+                )
                 found.append(address(stage.identity(data)))
             return found
         finally:
