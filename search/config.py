@@ -344,10 +344,12 @@ class Config:
         """The settings that decide the numbers of a search; a run folder holds one search only."""
         free = {one.name for one in dataclasses.fields(self) if one.metadata.get("free")}
         own = {name: value for name, value in self.to_dict().items() if name not in free}
-        code_of_space = {"space_code": code.digest(self.space)} if code.is_file(self.space) else {}
+        made = self.experiment.to_dict()
+        stamps = [*(made.pop("code", None) or ()), *(code.stamps([self.space]) if code.is_file(self.space) else ())]
+        files = {f"code of {file}": digest[:16] for file, _, digest in (stamp.partition("@") for stamp in stamps)}
         # confirmations of two kinds don't stand in one folder; those before there were two go on
         own |= {"train_on": self.train_on} if self.train_on != Config.train_on else {}
-        return own | code_of_space | {"cost": ",".join(self.cost)} | self.experiment.to_dict() | self.told
+        return own | {"cost": ",".join(self.cost)} | made | files | self.told
 
     @property
     def folder(self) -> Path:

@@ -31,7 +31,7 @@ from search import config as configs
 from search import estimate, plan_file, storages
 from search.config import Config, cores
 from search.estimate import BUSY_SHARE, Between, Cost, Rehearsal, Work
-from smskd import store
+from smskd import code, store
 
 DONE, BAD_INPUT, NOTHING, INTERRUPTED = 0, 2, 4, 130
 # In points: of one training over its seed, where no run tells it.
@@ -194,7 +194,8 @@ def _rehearse(what: tuple[Any, ...], processes: int, scratch: Path) -> list[Rehe
     # an interruption is ours to tell, and waits until they have started: they inherit what is blocked
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        spawned = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, spawned, code.install, (code.bundle(),)) as pool:
             try:
                 started = [pool.submit(_answer, *what, scratch / str(number)) for number in range(processes)]
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])

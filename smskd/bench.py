@@ -100,6 +100,8 @@ def prepare(
     if on.type == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
+    if experiment.code or methods.own():
+        check(experiment, data)
     setup = Setup(data=data, store=store, flops=FlopCounter(data), initial=_initial(experiment, data))
     network = fresh(experiment.networks.teacher, data, seed=int(jobs.of_teacher(experiment, numerics).init))
     source = _given_weights(network, experiment.networks.teacher, experiment.teacher, "teacher")
@@ -202,7 +204,9 @@ def check(experiment: Experiment, data: Data) -> None:
         own = Stage(methods=(name,)).of_methods(experiment.defaults)[name]
         try:
             with torch.random.fork_rng(devices=[]):
-                built = module.build(Task(outputs["student"], outputs["teacher"], own, data.train.labels))
+                built = module.build(Task(outputs["student"], outputs["teacher"], own, data.train.labels)).to(
+                    labels.device
+                )
                 terms = built(
                     outputs["student"], outputs["teacher"], Batch(labels, torch.arange(2, device=labels.device))
                 )

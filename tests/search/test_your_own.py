@@ -143,6 +143,21 @@ def test_a_mistake_in_a_file_is_told_before_work_starts(tmp_path: Path, name: st
     assert "ray" not in done.stdout.lower()
 
 
+def test_an_edited_file_is_another_search(place: Path) -> None:
+    loss = place / "cosine.py"
+    try:
+        loss.write_text(FILES["cosine.py"] + "\n# changed\n")
+        done = call(module(COMMANDS[0]), place)
+        assert done.returncode == 2 and "holds another search (code of cosine.py: " in done.stderr
+    finally:
+        loss.write_text(FILES["cosine.py"])
+
+
+def test_a_plan_of_the_page(place: Path) -> None:
+    words = module(COMMANDS[0].replace("search.run", "search.plan"), out="planned")
+    assert "Nothing was started" in ran(words, place)
+
+
 @pytest.mark.slow
 def test_killed_with_two_workers_and_taken_up_again(tmp_path: Path) -> None:
     place = folder(tmp_path)
