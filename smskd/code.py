@@ -26,6 +26,7 @@ from typing import Any
 from smskd import blame, names
 
 _MOST_BYTES = 2**22  # of all that a file brings with it
+_SHOWN = 32  # hexadecimal digits of a digest, where people see it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,7 @@ def digest(file: str) -> str:
 
 def stamps(files: Iterable[str]) -> tuple[str, ...]:
     """`nets.py@<digest>` of each, sorted: how an experiment says which code it is of."""
-    return tuple(sorted(f"{file}@{digest(file)}" for file in files))
+    return tuple(sorted(f"{file}@{digest(file)[:_SHOWN]}" for file in files))
 
 
 def check_stamps(said: Iterable[str]) -> None:
@@ -140,7 +141,7 @@ def check_stamps(said: Iterable[str]) -> None:
     """
     for stamp in said:
         file, _, expected = stamp.partition("@")
-        if expected and digest(file) != expected:
+        if expected and digest(file)[:_SHOWN] != expected:
             path = _FILES.modules[_own(file)[0]].path
             raise ValueError(
                 f"{file} must be the file with the digest {expected[:12]}, but {path}, with what it imports from its "
