@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from smskd import code
 from smskd.components import TORCHVISION
@@ -246,8 +246,12 @@ def probe(network: nn.Module, image: tuple[int, int, int], *, name: str) -> Prob
 
 def _tried(network: nn.Module, image: tuple[int, int, int], device: str) -> Probe:
     tensors = (*network.parameters(), *network.buffers())
-    # on the meta device the copy has no values of its own to make
-    memo: dict[int, Any] = {id(t): _like(t) for t in tensors} if device == "meta" else {}
+    # on the meta device the copy has no values of its own to make; a lazy buffer can't be copied
+    memo: dict[int, Any] = {
+        id(t): _like(t) if device == "meta" else UninitializedBuffer(requires_grad=False, dtype=t.dtype)  # type: ignore[call-arg]
+        for t in tensors
+        if device == "meta" or isinstance(t, UninitializedBuffer)
+    }
     copied = copy.deepcopy(network, memo).eval()
     outputs: dict[str, tuple[int, ...] | None] = {}
     inputs: dict[str, tuple[int, ...] | None] = {}
@@ -367,9 +371,9 @@ def _checked(layers: Sequence[str], name: str, seen: Probe, maps: Mapping[str, L
             shape = seen.outputs[one]
             what = "no tensor" if shape is None else f"[{', '.join(['B', *map(str, shape[1:])])}]"
             raise ValueError(
-                f"layer {one!r} of {name} must give a feature map, but gives {what}; those that do: {near}"
+                f"layer {one!r} of {name} must give a feature map, but gives {what}; those that do: {near or 'none'}"
             )
-        raise ValueError(f"{name} calls no module {one!r:.200}; those that give feature maps: {near}")
+        raise ValueError(f"{name} calls no module {one!r:.200}; those that give feature maps: {near or 'none'}")
     return layers
 
 

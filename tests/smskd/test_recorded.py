@@ -557,6 +557,12 @@ def test_lazy_layers_have_their_weights_at_once() -> None:
     assert all(map(torch.equal, again.state_dict().values(), wrapped.state_dict().values()))
 
 
+def test_lazy_batch_norms_whose_buffers_cannot_be_copied() -> None:
+    layers = nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten(), nn.LazyLinear(7)
+    wrapped = recorded(nn.Sequential(*layers))
+    assert wrapped.state_dict()["1.running_mean"].shape == (8,) and wrapped.head == "4"
+
+
 def test_trying_a_network_changes_nothing_of_it() -> None:
     network = Counted().train()
     network.body.eval()
