@@ -32,7 +32,7 @@ def upgraded_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def upgraded_code(monkeypatch: pytest.MonkeyPatch) -> None:
     genuine = job.inspect.getsource
     monkeypatch.setattr(job.inspect, "getsource", lambda source: genuine(source) + "\nUPGRADED = True\n")
-    monkeypatch.setattr(job, "code_digest", job.code_digest.__wrapped__)
+    monkeypatch.setattr(job, "_of_package", job._of_package.__wrapped__)
 
 
 def trained(store: Path, recipe: str = "kd>rkd") -> tuple[list[bool], list[str]]:

@@ -18,7 +18,7 @@ import spaces
 from reports import build
 from reports.load import NAME
 from search import config, run, several
-from smskd import datasets, methods, pairs, pipeline, train
+from smskd import components, datasets, methods, pairs, pipeline, train
 from smskd.experiment import Experiment
 from smskd.store import MANIFEST, Store
 from tests.faults.conftest import Score
@@ -117,7 +117,7 @@ def test_names_of_the_tables_are_names_of_folders() -> None:
     known = [*pairs.available(), *spaces.available(), *datasets.NAMES, *methods.available(), *models]
     assert len(known) > 100
     longest = sorted(models, key=len)[-2:]
-    made = pairs.of_models(*longest).name
+    made = pairs.of_networks(*map(components.network, longest)).name
     assert [name for name in (*known, made) if not NAME.fullmatch(name)] == []
 
 

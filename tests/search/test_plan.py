@@ -259,7 +259,7 @@ def test_a_plan_leaves_its_estimate_and_nothing_else(folder: Path) -> None:
 def test_a_plan_says_what_the_run_then_does(folder: Path) -> None:
     said = (folder / "planned").read_text()
     info = json.loads((folder / "run" / "run.json").read_text())
-    row = next(line for line in said.splitlines() if line.startswith("tiny_teacher → tiny_student"))
+    row = next(line for line in said.splitlines() if line.startswith("cifar/tiny_teacher → cifar/tiny_student"))
     assert re.split(r" {2,}", row)[1:5] == ["4", "2", "12", "8 (−33 %)"]  # noqa: RUF001
     assert (info["recipes"], info["stage_runs_unshared"], info["stage_runs"]) == (4, 12, 8)
     assert "\x1b" not in said and "Nothing was started. Run: python -m search.run 'methods=[kd,rkd]'" in said
@@ -302,7 +302,7 @@ def test_several_pairs_have_a_row_each_and_a_total(tmp_path: Path) -> None:
     done = run("search.plan", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for name, recipes, stages in (
-        ("tiny_teacher → tiny_student", 2, 4), ("resnet56 → resnet20", 2, 4), ("total", 4, 8),
+        ("cifar/tiny_teacher → cifar/tiny_student", 2, 4), ("cifar/resnet56 → cifar/resnet20", 2, 4), ("total", 4, 8),
     ):  # fmt: skip
         row = next(line for line in done.stdout.splitlines() if line.startswith(name))
         cells = re.split(r" {2,}", row)

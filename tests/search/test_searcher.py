@@ -16,7 +16,7 @@ from benchmarks import scheduler
 from search import facts, searcher, trainable
 from search.jobs import Job, ListSource, RoundRobin, Source
 from search.nodes import Nodes
-from smskd import bench, pipeline
+from smskd import bench, code, pipeline
 from smskd.experiment import Experiment
 from smskd.recipe import Recipe
 from smskd.result import Result, StageResult, failure
@@ -42,7 +42,7 @@ def outcome(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, distil: Any, prepar
         "hang_after": 60,
         "kind": None,
     }  # fmt: skip
-    trainable.train(trainable.Benches(), config)
+    trainable.train(trainable.Benches(code.bundle()), config)
     return json.loads(told[-1]["outcome"])
 
 
@@ -105,7 +105,7 @@ def test_a_bench_is_made_ready_once_a_worker_and_the_last_two_are_kept(
         return SimpleNamespace(experiment=experiment)
 
     monkeypatch.setattr(bench, "prepare", prepare)
-    benches = trainable.Benches()
+    benches = trainable.Benches(code.bundle())
     for size in (100, 200, 100, 200, 300, 100):
         worker = {"experiment": {"train_size": size}, "store": str(tmp_path), "store_key": None}
         assert benches.get({"worker": worker, "device": "cpu"}, lambda *_: None).experiment.train_size == size

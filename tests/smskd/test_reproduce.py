@@ -99,7 +99,7 @@ def test_changed_weights_are_found(made: Path, copied: Path, capsys: pytest.Capt
     code, said = again(made, copied, capsys)
     assert code == 4
     assert said == [
-        f"different: tiny_student rkd ({key[:12]}): weights (nothing in its key says why)",
+        f"different: cifar/tiny_student rkd ({key[:12]}): weights (nothing in its key says why)",
         "3 of 4 stages identical",
     ]
 
@@ -116,7 +116,7 @@ def test_a_stage_of_another_environment_is_explained(
     assert code == 3
     here = torch.__version__
     assert said == [
-        f"different: tiny_student rkd ({key[:12]}): val_accuracy (threads was 7, is 1; torch was 2.0.0, is {here})",
+        f"different: cifar/tiny_student rkd ({key[:12]}): val_accuracy (threads was 7, is 1; torch was 2.0.0, is {here})",
         "3 of 4 stages identical",
     ]
 
