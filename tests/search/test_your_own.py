@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +20,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from search import run
 from tests import runs
+from tests.own import no_files  # noqa: F401 (a fixture)
 
 TEXT = (runs.ROOT / "docs" / "your-own.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^```python\n# (\S+)\n(.*?)^```", TEXT, flags=re.M | re.S))
@@ -84,21 +88,38 @@ def test_the_commands_after_it(place: Path) -> None:
     assert (place / "run" / "student.onnx").is_file()
 
 
+@pytest.fixture
+def refused(
+    place: Path,
+    no_files: None,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[[str], str]:
+    """What a command of the page says that is refused, in one line."""
+    monkeypatch.chdir(place)
+
+    def told(command: str) -> str:
+        _, name, *words = module(command)
+        assert importlib.import_module(name).main(words) == 2
+        said = capsys.readouterr().err
+        assert len(said.splitlines()) == 1
+        return said
+
+    return told
+
+
 @pytest.mark.parametrize("command", COMMANDS[1:4])
-def test_code_runs_only_where_it_is_named(place: Path, command: str) -> None:
-    words = [word for word in shlex.split(command)[1:] if not word.startswith("code=")]
-    done = call(words, place)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "its code runs only if the file is named: add code=[" in done.stderr
+def test_code_runs_only_where_it_is_named(refused: Callable[[str], str], command: str) -> None:
+    without = " ".join(word for word in command.split() if not word.startswith("code="))
+    assert "its code runs only if the file is named: add code=[" in refused(without)
 
 
-def test_another_digest_is_refused(place: Path) -> None:
+@pytest.mark.parametrize("command", COMMANDS[1:4])
+def test_another_digest_is_refused(refused: Callable[[str], str], place: Path, command: str) -> None:
     nets = place / "nets.py"
     try:
         nets.write_text(FILES["nets.py"] + "\n# changed\n")
-        for command in COMMANDS[1:4]:
-            done = call(module(command), place)
-            assert done.returncode == 2 and "nets.py must be the file with the digest" in done.stderr
+        assert "nets.py must be the file with the digest" in refused(command)
     finally:
         nets.write_text(FILES["nets.py"])
 
@@ -107,7 +128,7 @@ def test_the_notebook(tmp_path: Path) -> None:
     assert float(ran(["notebook.py"], folder(tmp_path))) > 0
 
 
-@pytest.mark.parametrize("data", ["dataset", "hugging_face"])
+@pytest.mark.parametrize("data", ["dataset", pytest.param("hugging_face", marks=pytest.mark.slow)])
 def test_other_forms_of_data(tmp_path: Path, data: str) -> None:
     if data == "hugging_face" and importlib.util.find_spec("datasets") is None:
         pytest.skip("datasets isn't installed")
@@ -132,27 +153,32 @@ BROKEN = {
 }
 
 
+@pytest.mark.usefixtures("no_files")
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_mistake_in_a_file_is_told_before_work_starts(tmp_path: Path, name: str) -> None:
-    place = folder(tmp_path)
+def test_a_mistake_in_a_file_is_told_before_work_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.chdir(folder(tmp_path))
     text, said = BROKEN[name]
-    (place / name).write_text(text + ("\ndef teacher(n, c): ...\ndef student(n, c): ..." if name == "nets.py" else ""))
-    done = call(module(COMMANDS[0]), place)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert len(done.stderr.splitlines()) == 1 and said in done.stderr, done.stderr
-    assert "ray" not in done.stdout.lower()
+    (tmp_path / name).write_text(
+        text + ("\ndef teacher(n, c): ...\ndef student(n, c): ..." if name == "nets.py" else "")
+    )
+    monkeypatch.setattr("search.several.Search.work", lambda search: pytest.fail("work has started"))
+    assert run.main(module(COMMANDS[0])[2:]) == run.BAD_INPUT
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1 and said in told
 
 
-def test_an_edited_file_is_another_search(place: Path) -> None:
+def test_an_edited_file_is_another_search(refused: Callable[[str], str], place: Path) -> None:
     loss = place / "cosine.py"
     try:
         loss.write_text(FILES["cosine.py"] + "\n# changed\n")
-        done = call(module(COMMANDS[0]), place)
-        assert done.returncode == 2 and "holds another search (code of cosine.py: " in done.stderr
+        assert "holds another search (code of cosine.py: " in refused(COMMANDS[0])
     finally:
         loss.write_text(FILES["cosine.py"])
 
 
+@pytest.mark.slow
 def test_a_plan_of_the_page(place: Path) -> None:
     words = module(COMMANDS[0].replace("search.run", "search.plan"), out="planned")
     assert "Nothing was started" in ran(words, place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from torch import nn
 
 from smskd import code, components, job, methods, models, pairs, pipeline
 from smskd.experiment import Experiment
+from tests.own import no_files  # noqa: F401 (a fixture)
 from tests.smskd.small import experiment
 
 NETS = """
@@ -51,15 +52,7 @@ def build(task):
 '''
 
 
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test begins and ends without files in use."""
-    monkeypatch.setattr(code, "_FILES", code.Files())
-    yield
-    for finder in [finder for finder in sys.meta_path if isinstance(finder, code.Files)]:
-        for name in finder.modules:
-            sys.modules.pop(name, None)
-        sys.meta_path.remove(finder)
+pytestmark = pytest.mark.usefixtures("no_files")
 
 
 @pytest.fixture

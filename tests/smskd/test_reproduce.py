@@ -116,7 +116,8 @@ def test_a_stage_of_another_environment_is_explained(
     assert code == 3
     here = torch.__version__
     assert said == [
-        f"different: cifar/tiny_student rkd ({key[:12]}): val_accuracy (threads was 7, is 1; torch was 2.0.0, is {here})",
+        f"different: cifar/tiny_student rkd ({key[:12]}): val_accuracy "
+        f"(threads was 7, is 1; torch was 2.0.0, is {here})",
         "3 of 4 stages identical",
     ]
 
