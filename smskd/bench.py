@@ -239,7 +239,7 @@ def _asked(function: Any, name: str) -> Any:
     """What a user's function says that the data are."""
     try:
         return function()
-    except Exception as error:  # whatever a user's code may raise
+    except (Exception, SystemExit) as error:  # whatever a user's code may raise
         raise ValueError(f"data={name}: {code.told(error, code.path_of(name.partition(':')[0]))}") from error
 
 

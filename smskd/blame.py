@@ -24,7 +24,7 @@ def text_of(error: Exception) -> tuple[str, str | None]:
 
     A loss that diverged, and memory that didn't suffice, are no mistakes of the code.
     """
-    text = f"{type(error).__name__}: {error}"
+    text = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, Diverged) or out_of_memory(error):
         return text, None
     where = where_raised(error)

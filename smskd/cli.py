@@ -56,6 +56,9 @@ def use_files(given: Mapping[str, str]) -> dict[str, str]:
     paths["code"] = _listed(given.get("code", ""))
     if every := [path for each in paths.values() for path in each]:
         code.use(*dict.fromkeys(every))
+        for file in (Path(path).name for key in _OF_METHODS for path in paths.get(key, ())):
+            if file not in code.defining("build"):
+                raise ValueError(f"{file} must define build(task) -> Method to be a method, but doesn't")
     kept = {Path(path).name for key, each in paths.items() for path in each if key != "space"}
     return found | ({"code": text_of(sorted(kept))} if kept else {})
 

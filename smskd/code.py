@@ -16,6 +16,7 @@ import importlib.abc
 import importlib.metadata
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -202,7 +203,7 @@ def load(name: str, key: str) -> Any:
     try:
         loaded: ModuleType = importlib.import_module(module)
         return getattr(loaded, attribute) if attribute else loaded
-    except Exception as error:  # whatever a user's file may raise
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
         raise ValueError(f"{key}={name}: {file} can't be imported: {told(error, str(path))}") from error
     finally:
         _FILES.folders.pop()
@@ -218,52 +219,98 @@ def told(error: BaseException, path: str | None = None) -> str:
 def digest_of(given: Any) -> str:
     """SHA-256 of the code of a module, class or function that is there as an object, and of what it refers to.
 
-    Of a module of torch its printed structure counts, too, in which the sizes of its layers stand.
+    That is, too, what its closure, defaults and globals hold, and an object's attributes. Of a module of torch its
+    printed structure and the attributes of all its modules count; the weights of the one given don't, others' do.
 
     Raises:
         ValueError: its source can't be read.
     """
-    told = hashlib.sha256(repr(given).encode() if hasattr(given, "state_dict") else b"")
-    todo, seen = [given], set[int]()
+    told, seen = hashlib.sha256(), dict[int, tuple[int, Any]]()
+    todo = [given]
     while todo:
         one = todo.pop(0)
-        if id(one) in seen:
+        if isinstance(one, _PLAIN):
+            told.update(repr(one).encode())
             continue
-        seen.add(id(one))
-        if isinstance(one, functools.partial):
-            told.update(repr((one.args, one.keywords)).encode())
-            todo.append(one.func)
-            continue
-        if not inspect.isroutine(one) and not inspect.isclass(one):
-            if hasattr(one, "state_dict") or callable(one):
-                todo.append(type(one))
-            else:
-                told.update(repr(one).encode())
-            continue
-        package = (one.__module__ or "").partition(".")[0]
-        file = getattr(sys.modules.get(one.__module__), "__file__", None)
-        if package in importlib.metadata.packages_distributions():
-            told.update(f"{one.__module__}.{one.__qualname__} {_version(package)}".encode())
-        elif file is not None and Path(file).is_file():
-            told.update(repr(sorted((name, module.source) for name, module in _read(Path(file)).items())).encode())
-        else:  # of a notebook, whose cells are looked at one by one
-            try:
-                told.update(inspect.getsource(one).encode())
-            except (OSError, TypeError):
-                raise ValueError(
-                    f"the source of {one.__qualname__} can't be read, so what it trains could be taken for another's: "
-                    "define it in a file, or in a cell of a notebook"
-                ) from None
-            own = vars(one).values() if inspect.isclass(one) else [one]
-            for function in filter(inspect.isfunction, own):
-                found = inspect.getclosurevars(function)
-                refers = {**found.globals, **found.nonlocals}
-                todo += [refers[name] for name in sorted(refers) if not inspect.ismodule(refers[name])]
+        told.update(str(seen.get(id(one), (len(seen),))[0]).encode())
+        if id(one) not in seen:
+            seen[id(one)] = len(seen), one  # kept, lest another has its id
+            text, refers = _code(one) if inspect.isroutine(one) or inspect.isclass(one) else _state(one, one is given)
+            told.update(text)
+            todo += refers
     return told.hexdigest()
 
 
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+
+def _code(one: Any) -> tuple[bytes, list[Any]]:
+    """What a function or class says, and what it refers to."""
+    package = (one.__module__ or "").partition(".")[0]
+    file = getattr(sys.modules.get(one.__module__), "__file__", None)
+    held = [one.__self__] if inspect.ismethod(one) else []
+    if package in _distributions():
+        return f"{one.__module__}.{one.__qualname__} {_version(package)}".encode(), held
+    of_python = package in sys.stdlib_module_names and package != "__main__"
+    if of_python or not (inspect.isclass(one) or hasattr(one, "__code__")):  # torch.relu has no module
+        return f"{one.__module__}.{one.__qualname__}".encode(), held
+    if file is not None and Path(file).is_file():
+        text = repr((sorted((name, each.source) for name, each in _read(Path(file)).items()), one.__qualname__))
+    else:  # of a notebook, whose cells are looked at one by one
+        try:
+            text = inspect.getsource(one)
+        except (OSError, TypeError):
+            raise ValueError(
+                f"the source of {one.__qualname__} can't be read, so what it trains could be taken for another's: "
+                "define it in a file, or in a cell of a notebook"
+            ) from None
+    refers: list[Any] = held
+    for function in vars(one).values() if inspect.isclass(one) else [getattr(one, "__func__", one)]:
+        if inspect.isfunction(function):
+            try:
+                found = inspect.getclosurevars(function)
+            except ValueError:  # a variable that hasn't been given a value yet
+                continue
+            named = {**found.globals, **found.nonlocals, **(function.__kwdefaults__ or {})}
+            refers += [(name, named[name]) for name in sorted(named) if not inspect.ismodule(named[name])]
+            refers += function.__defaults__ or ()
+    return text.encode(), refers
+
+
+def _state(one: Any, given: bool) -> tuple[bytes, list[Any]]:
+    """What an object holds: as bytes, and as others. given: it is what was asked about."""
+    kind = type(one).__qualname__.encode()
+    if isinstance(one, functools.partial):
+        return kind, [one.func, *one.args, *one.keywords.items()]
+    if isinstance(one, Mapping):
+        return kind, [*one.items()]
+    if isinstance(one, tuple | list):
+        return kind + str(len(one)).encode(), [*one]
+    if isinstance(one, set | frozenset):
+        return kind, sorted(map(repr, one))
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(one, torch.Tensor):
+        one = one.detach().cpu().reshape(-1).view(torch.uint8).numpy() if one.numel() else one.shape
+    if hasattr(one, "tobytes"):
+        return kind + str((getattr(one, "shape", ()), getattr(one, "dtype", ""))).encode() + one.tobytes(), []
+    if torch is not None and isinstance(one, torch.nn.Module):
+        usual = vars(torch.nn.Module()).keys()
+        own = [
+            (name, sorted((key, value) for key, value in vars(module).items() if key not in usual))
+            for name, module in one.named_modules()
+        ]
+        return repr(one).encode(), [type(one), own, *([] if given else one.state_dict().items())]
+    text = re.sub(r" at 0x[0-9a-f]+", "", repr(one)).encode()  # an address says nothing
+    return kind + text, [type(one), *sorted(getattr(one, "__dict__", {}).items())]
+
+
+@functools.cache  # a tenth of a second; nothing is installed meanwhile
+def _distributions() -> Mapping[str, Sequence[str]]:
+    return importlib.metadata.packages_distributions()
+
+
 def _version(package: str) -> str:
-    return importlib.metadata.version(importlib.metadata.packages_distributions()[package][0])
+    return importlib.metadata.version(_distributions()[package][0])
 
 
 def path_of(file: str) -> str:

@@ -391,9 +391,8 @@ def _label_array(where: str, labels: Any) -> np.ndarray:
     if found.dtype.kind == "O" and all(isinstance(label, str) for label in found):
         return found.astype(np.str_)
     if found.dtype.kind != "U":
-        raise ValueError(
-            f"{where}: labels must be whole numbers or strings, but are {found.dtype}, such as {found[0]!r}"
-        )
+        some = found.tolist()[0]  # as Python has it
+        raise ValueError(f"{where}: labels must be whole numbers or strings, but are {found.dtype}, such as {some!r}")
     return found
 
 

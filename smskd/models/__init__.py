@@ -80,7 +80,7 @@ def _of_builder(builder: Any, name: str, shape: dict[str, int]) -> nn.Module:
         ) from None
     try:
         made = builder(**shape) if by_name else builder(*shape.values())
-    except Exception as error:  # whatever a user's code may raise
+    except (Exception, SystemExit) as error:  # whatever a user's code may raise
         raise ValueError(f"{name} can't be built: {code.told(error)}") from error
     if not isinstance(made, nn.Module):
         raise ValueError(f"{name} must make an nn.Module, but made {type(made).__name__}")

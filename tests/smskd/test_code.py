@@ -6,11 +6,13 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from smskd import code, components, job, methods, models, pairs, pipeline
+from smskd import bench, blame, cli, code, components, job, methods, models, pairs, pipeline
 from smskd.experiment import Experiment
 from tests.own import no_files  # noqa: F401 (a fixture)
 from tests.smskd.small import experiment
@@ -239,3 +241,72 @@ def test_what_an_object_refers_to_is_in_its_digest() -> None:
 
 def _made(num_classes: int, in_channels: int, width: int) -> nn.Module:
     return nn.Linear(width, num_classes)
+
+
+def _wide(width: int) -> Callable[..., nn.Module]:
+    def made(num_classes: int, in_channels: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * width, num_classes))
+
+    return made
+
+
+class _Wide:
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def __call__(self, num_classes: int, in_channels: int) -> nn.Module:
+        return _wide(self.width)(num_classes, in_channels)
+
+    def make(self, num_classes: int, in_channels: int) -> nn.Module:
+        return self(num_classes, in_channels)
+
+
+class _Sloped(nn.Module):
+    def __init__(self, slope: float, act: Callable[..., Tensor] = torch.relu) -> None:
+        super().__init__()
+        self.slope, self.act, self.head = slope, act, nn.Linear(2, 2)
+
+
+def _of_default(width: int) -> Callable[..., nn.Module]:
+    return lambda num_classes, in_channels, width=width: _wide(width)(num_classes, in_channels)
+
+
+def _with_weights(value: int) -> Callable[..., nn.Module]:
+    held = nn.Linear(2, 2)
+    nn.init.constant_(held.weight, value)
+    nn.init.zeros_(held.bias)
+    return lambda num_classes, in_channels: held
+
+
+@pytest.mark.parametrize(
+    "make",
+    [_wide, _Wide, _of_default, _Sloped, _with_weights, lambda width: _Wide(width).make],
+    ids=["closure", "callable", "default", "attribute", "weights", "bound"],
+)
+def test_what_an_object_holds_tells_it_from_others_of_one_source(make: Callable[[int], Any]) -> None:
+    assert code.digest_of(make(3)) == code.digest_of(make(3)) != code.digest_of(make(4))
+
+
+def test_functions_without_source_that_an_object_holds_are_told_by_their_names() -> None:
+    assert code.digest_of(_Sloped(0.1)) != code.digest_of(_Sloped(0.1, torch.tanh))
+
+
+def test_a_file_that_ends_python_is_told_as_one_that_fails(write: Callable[..., Path]) -> None:
+    code.use(write("own_script.py", "import sys\nsys.exit()\ndef teacher(a, b): pass\n"))
+    with pytest.raises(ValueError, match=r"own_script.py can't be imported: SystemExit.*line 2\)"):
+        code.load("own_script.py:teacher", "teacher_model")
+    code.use(write("own_later.py", "import sys\ndef made():\n    sys.exit(0)\ndef net(a, b):\n    sys.exit(0)\n"))
+    with pytest.raises(ValueError, match=r"data=own_later.py:made: SystemExit: 0 .*line 3\)"):
+        bench.load_data(Experiment(data="own_later.py:made"))
+    with pytest.raises(ValueError, match=r"own_later.py:net can't be built: SystemExit: 0 .*line 5\)"):
+        models.build("own_later.py:net", num_classes=2, image=(1, 8, 8))
+
+
+def test_the_cause_of_a_failed_training_is_one_line() -> None:
+    assert blame.text_of(RuntimeError("two\n  lines"))[0] == "RuntimeError: two lines"
+
+
+def test_a_file_without_a_method_is_told_where_one_is_meant(write: Callable[..., Path]) -> None:
+    path = write("own_nets.py", "def student(num_classes, in_channels): pass\n")
+    with pytest.raises(ValueError, match=r"own_nets.py must define build\(task\)"):
+        cli.use_files({"methods": f"[kd,{path}]"})
