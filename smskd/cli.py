@@ -59,6 +59,10 @@ def use_files(given: Mapping[str, str]) -> dict[str, str]:
         for file in (Path(path).name for key in _OF_METHODS for path in paths.get(key, ())):
             if file not in code.defining("build"):
                 raise ValueError(f"{file} must define build(task) -> Method to be a method, but doesn't")
+            if not file.removesuffix(".py").isidentifier():
+                raise ValueError(f"{file}: a method is called as its file, in letters, digits and _: rename it")
+            if file.removesuffix(".py") in methods.shipped():
+                raise ValueError(f"{file} has the name of a method that is there: rename it")
     kept = {Path(path).name for key, each in paths.items() for path in each if key != "space"}
     return found | ({"code": text_of(sorted(kept))} if kept else {})
 

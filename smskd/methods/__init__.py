@@ -38,7 +38,12 @@ class Declaration:
 
 def available() -> tuple[str, ...]:
     """Names of all methods, in the order in which a joint stage prints them."""
-    return (*_within(tuple(__path__)), *own())
+    return (*shipped(), *own())
+
+
+def shipped() -> tuple[str, ...]:
+    """Names of the methods that come along."""
+    return _within(tuple(__path__))
 
 
 @functools.cache  # a recipe asks many times

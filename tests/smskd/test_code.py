@@ -310,3 +310,9 @@ def test_a_file_without_a_method_is_told_where_one_is_meant(write: Callable[...,
     path = write("own_nets.py", "def student(num_classes, in_channels): pass\n")
     with pytest.raises(ValueError, match=r"own_nets.py must define build\(task\)"):
         cli.use_files({"methods": f"[kd,{path}]"})
+
+
+@pytest.mark.parametrize(("file", "said"), [("kd.py", "name of a method that is there"), ("my-own.py", "rename it")])
+def test_a_method_whose_name_would_mean_another_is_refused(write: Callable[..., Path], file: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        cli.use_files({"methods": f"[ce,{write(file, LOSS)}]"})
