@@ -30,6 +30,7 @@ _WRAPPERS = (
     *("state_dict", "model", "net", "model_state_dict", "network", "weights"),
 )
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "student.", "teacher.")
+_ROLES = ("student", "teacher")
 _DEPTH = 4  # of wrappers in one another, and of prefixes after one another
 _COUNT = "num_batches_tracked"  # of no use but where a batch norm has no momentum; old files lack it
 _KINDS = ("weight", "bias", "running_mean", "running_var", _COUNT)
@@ -152,7 +153,13 @@ def _inside(found: object, under: str = "", depth: int = 0) -> tuple[Mapping[Any
     if all(isinstance(value, Tensor) for value in found.values()):
         return found, under
     parts = (_inside(found.get(one), one, depth + 1) for one in _WRAPPERS if depth < _DEPTH)
-    return next((part for part in parts if part is not None), None)
+    for part in parts:
+        if part is not None:
+            return part
+    # a distiller's two networks, each under its own key: as names that begin with it
+    roles = {role: _inside(found.get(role), under, depth + 1) for role in _ROLES if depth < _DEPTH}
+    both = {f"{role}.{one}": value for role, part in roles.items() if part for one, value in part[0].items()}
+    return (both, under) if both else None
 
 
 def _keys(found: object) -> str:
@@ -285,7 +292,7 @@ def _plain(name: str, found: Tensor, wanted: Tensor) -> Tensor:
     """In the network's type, which it can't be if it is sparse, quantised, or has whole numbers in place of others."""
     plain = found.layout == torch.strided and found.device.type == "cpu" and not found.is_quantized
     alike = found.is_floating_point() == wanted.is_floating_point() and not found.is_complex()
-    if not (plain and alike):
+    if not (plain and (alike or name.endswith(_COUNT))):  # a whole file may have been cast to half precision
         raise _Refused(f"{name} isn't a plain tensor of the network's kind")
     made = found.to(wanted.dtype)
     if not made.isfinite().all():

@@ -15,7 +15,7 @@ from smskd.settings import Setting, Value, declared, described, items, text_of
 T = TypeVar("T")
 # Keys whose value may be FILE.py or FILE.py:NAME; and those that may name methods by their files.
 _OF_FILES, _OF_METHODS = ("student_model", "teacher_model", "data", "pair", "space"), ("methods", "recipe")
-_METHOD = re.compile(r"[^\s>+,()\[\]=@]+\.py\b")
+_METHOD = re.compile(r"[^>+,()\[\]=@]+?\.py\b")
 
 
 def split(argv: Sequence[str]) -> dict[str, str]:
@@ -51,8 +51,8 @@ def use_files(given: Mapping[str, str]) -> dict[str, str]:
         named = [code.named(one) for one in _listed(given[key])]
         found[key] = text_of(named) if given[key].startswith("[") else named[0]
     for key in filter(given.get, _OF_METHODS):
-        paths[key] = _METHOD.findall(given[key])
-        found[key] = _METHOD.sub(lambda path: Path(path[0]).stem, given[key])
+        paths[key] = [path.strip() for path in _METHOD.findall(given[key])]
+        found[key] = _METHOD.sub(lambda path: Path(path[0].strip()).stem, given[key])
     paths["code"] = _listed(given.get("code", ""))
     if every := [path for each in paths.values() for path in each]:
         code.use(*dict.fromkeys(every))

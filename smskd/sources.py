@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ _ROUNDING = 1e-5
 
 def of_parts(
     name: str,
-    parts: Sequence[Any],
+    parts: Sequence[Any] | Mapping[str, Any],
     *,
     image_size: int | None = None,
     train_size: int | None = None,
@@ -56,10 +56,10 @@ def of_parts(
 
     Args:
         name: of the data.
-        parts: (train, test) or (train, validation, test). Each is a pair of arrays of NumPy or torch; or a torch
-            Dataset of (image, label), the image a PIL image, an array or a tensor; or a datasets.Dataset of Hugging
-            Face. Images are uint8, or float in [0, 1], [H, W], [H, W, C] or [C, H, W]; labels are 0..K-1, or strings,
-            whose classes are in sorted order.
+        parts: (train, test) or (train, validation, test), or a mapping with these keys. Each is a pair of arrays of
+            NumPy or torch; or a torch Dataset of (image, label), the image a PIL image, an array or a tensor; or a
+            datasets.Dataset of Hugging Face. Images are uint8, or float in [0, 1], [H, W], [H, W, C] or [C, H, W];
+            labels are 0..K-1, or strings, whose classes are in sorted order.
         image_size: resize the shorter side to so many pixels and cut the middle out; None: images have one size.
         pad, flip: as in Data; None: an eighth of the width, and true.
         train_size, train_on: as in smskd.data.adapted.
@@ -71,6 +71,8 @@ def of_parts(
     Raises:
         ValueError: a part has none of these forms, or images or labels that can't be taken; in one line, with the mend.
     """
+    if isinstance(parts, Mapping):  # as a DatasetDict of Hugging Face is
+        parts = _in_order(name, parts)
     if not isinstance(parts, tuple | list) or len(parts) not in _PARTS:
         given = f"{len(parts)} of them" if isinstance(parts, tuple | list) else f"a {type(parts).__name__}"
         raise ValueError(f"data={name}: (train, test) or (train, validation, test) must be returned, but got {given}")
@@ -100,6 +102,21 @@ def of_parts(
         pad=data.default_pad(train), flip=True, class_names=class_names,
     )  # fmt: skip
     return data.adapted(made, train_size=train_size, pad=pad, flip=flip, train_on=train_on)
+
+
+def _in_order(name: str, parts: Mapping[Any, Any]) -> list[Any]:
+    """The parts of a mapping, which has them by these names.
+
+    Raises:
+        ValueError: one is missing, or another there.
+    """
+    for named in (*_PARTS.values(), ("train", "val", "test")):
+        if {*parts} == {*named}:
+            return [parts[part] for part in named]
+    raise ValueError(
+        f"data={name}: a mapping must have train and test, or train, validation and test, but has "
+        f"{', '.join(map(repr, parts)) or 'nothing'}: give those to be used, as a tuple"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

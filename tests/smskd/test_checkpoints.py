@@ -224,10 +224,19 @@ def test_of_a_distillers_two_networks_the_one_that_fits(tmp_path: Path, prefix: 
 @pytest.mark.parametrize("key", ["teacher", "student"])
 def test_of_two_networks_that_fit_the_one_that_is_asked_for(tmp_path: Path, key: str) -> None:
     made = {part: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)) for part in ("student", "teacher")}
-    torch.save(nn.ModuleDict(made).state_dict(), tmp_path / "t.pt")
-    loaded = checkpoints.read(tmp_path / "t.pt", _network(), key=key, name="own")
-    assert _same(loaded.weights, made[key].state_dict())
-    assert loaded.read_as == f"read by its own names of the {key} in it"
+    nested = {part: one.state_dict() for part, one in made.items()} | {"iteration": 4}
+    for content in (nn.ModuleDict(made).state_dict(), nested):
+        torch.save(content, tmp_path / "t.pt")
+        loaded = checkpoints.read(tmp_path / "t.pt", _network(), key=key, name="own")
+        assert _same(loaded.weights, made[key].state_dict())
+        assert loaded.read_as == f"read by its own names of the {key} in it"
+
+
+def test_counts_that_were_cast_with_the_rest(tmp_path: Path) -> None:
+    network = _network()
+    torch.save({name: value.half() for name, value in network.state_dict().items()}, tmp_path / "t.pt")
+    found = read_weights(tmp_path / "t.pt", network)
+    assert found["1.num_batches_tracked"].dtype == torch.int64
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -101,9 +101,12 @@ def test_validation_is_carved_by_class_and_the_rest_is_trained_on() -> None:
     assert torch.equal(made.validation.images[:], torch.from_numpy(TRAIN[0]).permute(0, 3, 1, 2)[rows])
 
 
-def test_a_validation_part_is_used_as_it_is() -> None:
+@pytest.mark.parametrize("name", [None, "validation", "val"])
+def test_a_validation_part_is_used_as_it_is(name: str | None) -> None:
     validation = (pixels(7, 2), numbers(7))
-    made = of_parts("mine", [TRAIN, validation, TEST])
+    made = of_parts(
+        "mine", [TRAIN, validation, TEST] if name is None else {name: validation, "test": TEST, "train": TRAIN}
+    )
     assert (len(made.train), len(made.validation)) == (40, 7)
     assert torch.equal(made.validation.images[:], torch.from_numpy(validation[0]).permute(0, 3, 1, 2))
 
@@ -318,7 +321,7 @@ def refused(parts: Any, match: str, **settings: Any) -> None:
 WRONG: list[tuple[Any, str]] = [
     (TRAIN, r"train must be a pair of arrays .* but is a numpy.ndarray"),
     ([TRAIN], r"\(train, test\) or \(train, validation, test\) must be returned, but got 1 of them"),
-    ({"train": TRAIN, "test": TEST}, r"must be returned, but got a dict"),
+    ({"train": TRAIN, "rest": TEST}, r"a mapping must have train and test, .* but has 'train', 'rest'"),
     (None, r"must be returned, but got a NoneType"),
     ((TRAIN, "test"), r"test must be a pair of arrays .* torch Dataset .* Hugging Face with both, but is a str"),
     ((TRAIN, None), r"test must be a pair of arrays .* but is a NoneType"),
