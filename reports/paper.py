@@ -530,7 +530,9 @@ def _variants(table: pd.DataFrame) -> Iterable[tuple[Identity, int, Variant]]:
 
     A recipe of which a seed isn't complete has no accuracies of that split: what failed may be what trains badly.
     """
-    names = [name for name in results.differing(table) if name not in _OF_IDENTITY]
+    differ = results.differing(table)
+    # how a total is split over stages can't be the same for one stage and for three: the total is compared
+    names = [name for name in differ if name not in _OF_IDENTITY and name.rpartition(".")[2] != "epochs"]
     grouped: dict[tuple[str, int], list[dict[Any, Any]]] = {}
     for row in table.to_dict("records"):
         grouped.setdefault((row["recipe_id"], row["epochs_total"]), []).append(row)

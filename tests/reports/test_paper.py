@@ -139,6 +139,16 @@ def test_unequal_budgets_are_refused_and_equal_ones_found_in_another_run() -> No
     assert claim(both, "Across", f"tiny: {text}")["verdict"] == "holds"
 
 
+def test_how_a_total_is_split_is_no_unequal_setting() -> None:
+    """One stage of four epochs beside three of two, one and one."""
+    split = {f"stage_{number}.epochs": epochs for number, epochs in enumerate((2, 1, 1), 1)}
+    staged = rows_of(THREE, 92.0, "tcp", epochs_total=4, **split)
+    found = claim(
+        tables([run(staged + rows_of(JOINT, 90.0, epochs_total=4))]), "Systems", "SMSKD (TCP) above joint training"
+    )
+    assert found["verdict"] == "holds"
+
+
 def test_of_several_equal_budgets_the_longest_is_judged() -> None:
     short = rows_of(THREE, 92.0, "fixed") + rows_of(THREE, 90.0, "none")
     long = rows_of(THREE, 92.0, "fixed", epochs_total=72) + rows_of(THREE, 93.0, "none", epochs_total=72)
