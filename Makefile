@@ -11,7 +11,7 @@ search: $(VENV)/.run
 	$(BIN)/python -m search.run space=stage_order $(ARGS)
 
 test: $(VENV)/.dev $(VENV)/.moto
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.dev $(VENV)/.moto
 	$(BIN)/python -m pytest -m "slow and not faults" $(ARGS)

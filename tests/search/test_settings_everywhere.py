@@ -44,6 +44,8 @@ OF_EXPERIMENTS = {
     key: one for key, one in experiment.SETTINGS.items() if key not in config.SETTINGS_OF_SEARCH and key != "code"
 }
 EVERY: dict[str, Setting] = {**OF_RECIPES, **OF_EXPERIMENTS}
+# what compiles takes a minute
+KEYS = [pytest.param(key, marks=pytest.mark.slow) if key == "compile" else key for key in EVERY]
 Words = Mapping[str, str]
 
 # One recipe: all methods in one stage, and another stage that feels the anchor.
@@ -206,7 +208,7 @@ def changed(key: str, files: Path) -> tuple[Words, Words]:
     pytest.fail(f"no other value of {key} counts: {tried}")
 
 
-@pytest.mark.parametrize("key", EVERY)
+@pytest.mark.parametrize("key", KEYS)
 def test_it_is_part_of_id_and_key(key: str, files: Path) -> None:
     plain, other = (made(given, files) for given in changed(key, files))
     assert plain.keys[-1] != other.keys[-1]
@@ -293,7 +295,7 @@ def value_of(key: str, found: Made) -> Value:
     return next(own[key] for own in values if key in own)
 
 
-@pytest.mark.parametrize("key", EVERY)
+@pytest.mark.parametrize("key", KEYS)
 def test_it_is_in_table_yaml_and_page(key: str, files: Path, ran: Callable[[str], Ran]) -> None:
     run = ran(key)
     value = value_of(key, run.made)
@@ -340,7 +342,7 @@ def retrained(ran: Callable[[str], Ran]) -> Callable[[str], tuple[Ran, str, Path
     return lambda key: (ran(key), *train_again(ran(key).out))
 
 
-@pytest.mark.parametrize("key", EVERY)
+@pytest.mark.parametrize("key", KEYS)
 def test_best_yaml_trains_the_same_student(key: str, retrained: Callable[[str], tuple[Ran, str, Path]]) -> None:
     run, said, weights = retrained(key)
     assert "from the store" not in said and "has no effect" not in said

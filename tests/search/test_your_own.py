@@ -128,7 +128,8 @@ def test_the_notebook(tmp_path: Path) -> None:
     assert float(ran(["notebook.py"], folder(tmp_path))) > 0
 
 
-@pytest.mark.parametrize("data", ["dataset", pytest.param("hugging_face", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["dataset", "hugging_face"])
 def test_other_forms_of_data(tmp_path: Path, data: str) -> None:
     if data == "hugging_face" and importlib.util.find_spec("datasets") is None:
         pytest.skip("datasets isn't installed")
