@@ -29,6 +29,7 @@ build.build = struck(build.build, "begins", "the report is made")
 MOMENTS_IN_ALL = 7
 
 
+@pytest.mark.slow
 def test_goes_on_with_the_same_table(score: Score, undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
     out, store = tmp_path / "run", tmp_path / "store"
     mark = f"{tmp_path.name}-{os.getpid()}"

@@ -136,6 +136,7 @@ def test_trials_go_where_no_node_is_left_out() -> None:
 # --- whole searches
 
 
+@pytest.mark.slow
 def test_a_cluster_asks_for_its_token_and_fractions_of_gpus_are_shared(tmp_path: Path) -> None:
     with RayNodes() as cluster:
         cluster.start("head", cpus=4, gpus=1)  # declared, not there: trials run on its processor

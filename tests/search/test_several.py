@@ -43,6 +43,7 @@ def info(folder: Path) -> dict[str, object]:
     return dict(json.loads((folder / "run.json").read_text()))
 
 
+@pytest.mark.slow
 def test_each_pair_has_a_run_of_its_own_and_the_whole_is_their_sum(done: tuple[Path, str]) -> None:
     out, _ = done
     for pair in PAIRS:
@@ -59,6 +60,7 @@ def test_each_pair_has_a_run_of_its_own_and_the_whole_is_their_sum(done: tuple[P
     assert (rows["phase"] == "search").sum() == 8
 
 
+@pytest.mark.slow
 def test_the_table_of_pairs_follows_from_the_results(done: tuple[Path, str]) -> None:
     out, told = done
     results = pd.read_parquet(out / "results.parquet")
@@ -98,6 +100,7 @@ def test_the_table_of_pairs_follows_from_the_results(done: tuple[Path, str]) -> 
     assert "mean over pairs: " in told and "[1/8] " in told
 
 
+@pytest.mark.slow
 def test_the_index_is_made_again_from_the_files(done: tuple[Path, str], tmp_path: Path) -> None:
     out, _ = done
     copy = tmp_path / "copy"
@@ -114,6 +117,7 @@ def test_the_index_is_made_again_from_the_files(done: tuple[Path, str], tmp_path
         assert f'href="./{pair}/report.html"' in page
 
 
+@pytest.mark.slow
 def test_again_trains_nothing_together_and_alone(done: tuple[Path, str]) -> None:
     out, _ = done
     before = pd.read_parquet(out / "results.parquet")
