@@ -64,6 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_the_search_of_the_page(place: Path) -> None:
     table = pd.read_parquet(place / "run" / "results.parquet")
     assert {*table["pair"]} == {"my_pair"} and {*table["data"]} == {"data.py:arrays"}
@@ -75,6 +76,7 @@ def test_the_search_of_the_page(place: Path) -> None:
     assert [stamp.partition("@")[0] for stamp in told["code"]] == ["cosine.py", "data.py", "my_pair.py", "nets.py"]
 
 
+@pytest.mark.slow
 def test_the_commands_after_it(place: Path) -> None:
     """Each as it stands there: the student is the same bit for bit, stages too, and exports agree with PyTorch."""
     assert len(COMMANDS) == 5
@@ -108,12 +110,14 @@ def refused(
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS[1:4])
 def test_code_runs_only_where_it_is_named(refused: Callable[[str], str], command: str) -> None:
     without = " ".join(word for word in command.split() if not word.startswith("code="))
     assert "its code runs only if the file is named: add code=[" in refused(without)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS[1:4])
 def test_another_digest_is_refused(refused: Callable[[str], str], place: Path, command: str) -> None:
     nets = place / "nets.py"
@@ -170,6 +174,7 @@ def test_a_mistake_in_a_file_is_told_before_work_starts(
     assert len(told.splitlines()) == 1 and said in told
 
 
+@pytest.mark.slow
 def test_an_edited_file_is_another_search(refused: Callable[[str], str], place: Path) -> None:
     loss = place / "cosine.py"
     try:
