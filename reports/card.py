@@ -32,7 +32,6 @@ _FILES = {
     "student.pt2": "the same student by `torch.export`: raw pixels in, logits out",
     "student.onnx": "the same as ONNX: `images` (raw pixels, float32, any batch size) in, `logits` out",
 }
-_USE = "code.use()\n"  # is replaced by the files that the network is of
 _LOAD = """import json
 from pathlib import Path
 
@@ -44,8 +43,7 @@ from smskd import models
 run = Path(".")  # the folder of this card
 told = json.loads((run / "student.json").read_text())
 image = told["channels"], told["height"], told["width"]
-code.use()
-network = models.build(told["network"], num_classes=told["classes"], image=image)
+{use}network = models.build(told["network"], num_classes=told["classes"], image=image)
 network.load_state_dict(load_file(run / "student.safetensors"))
 network.eval()
 
@@ -160,7 +158,7 @@ def _use(info: Mapping[str, Any], student: Mapping[str, Any] | None) -> list[str
         *parts,
         "## How to use it",
         "In a checkout of this program:",
-        _fenced(_LOAD.replace(_USE, _uses(info)), "python"),
+        _fenced(_LOAD.format(use=_uses(info)), "python"),
         "Pixels go in as the data set has them ("
         + ("0 to 255" if student.get("pixels") == "uint8" else "floating point")
         + "); mean and standard deviation of each channel, in these units, are in `student.json`. "

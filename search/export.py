@@ -307,8 +307,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write("\n".join([(__doc__ or "").strip(), "", "keys and defaults:", *cli.describe(Config), ""]))
         return 0
     try:
-        words = cli.use_files(cli.split(argv))
-        run = Path(cli.parse(Config, [f"{key}={value}" for key, value in words.items()]).run)
+        run = Path(cli.parse(Config, argv).run)
         with filelock.FileLock(run / ".lock", timeout=0):  # a search at work writes student.json, too
             checked = export(run)
     except filelock.Timeout:

@@ -100,7 +100,7 @@ class Session:
         """
         config = self.config
         bounded = config.max_params is not None or config.max_flops is not None
-        shipped = all(one.name.startswith(CIFAR) for one in (config.networks.teacher, config.networks.student))
+        shipped = all(one.kind == CIFAR for one in (config.networks.teacher, config.networks.student))
         given = any((config.experiment.teacher, config.experiment.student, config.experiment.code))
         if not (config.check_built_in() and shipped) or given or bounded:  # torch takes seconds to import
             from smskd import bench

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from smskd import checkpoints, code, methods, models, pairs, sources, stage
+from smskd import blame, checkpoints, code, methods, models, pairs, sources, stage
 from smskd import data as datasets
 from smskd import job as jobs
 from smskd import numerics as arithmetic
@@ -100,11 +100,13 @@ def prepare(
     if on.type == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-    if experiment.code or methods.own():
-        check(experiment, data)
-    setup = Setup(data=data, store=store, flops=FlopCounter(data), initial=_initial(experiment, data))
+    student = fresh(experiment.networks.student, data, seed=0)
+    initial = _initial(experiment, student)
+    setup = Setup(data=data, store=store, flops=FlopCounter(data), initial=initial)
     network = fresh(experiment.networks.teacher, data, seed=int(jobs.of_teacher(experiment, numerics).init))
     source = _given_weights(network, experiment.networks.teacher, experiment.teacher, "teacher")
+    if experiment.code or methods.own():
+        _check_own(experiment, data, student, network)
     if source is not None:
         taught = _with_table(experiment, setup, numerics, network, weights_digest(network), source, 0.0)
     else:
@@ -138,13 +140,11 @@ def _given_weights(network: nn.Module, spec: Network, file: str | None, key: str
     return "given" if isinstance(spec.object, nn.Module) else None
 
 
-def _initial(experiment: Experiment, data: Data) -> Initial | None:
-    """What every student starts from, where that isn't drawn."""
-    spec = experiment.networks.student
-    network = fresh(spec, data, seed=0)
-    if _given_weights(network, spec, experiment.student, "student") is None:
+def _initial(experiment: Experiment, student: nn.Module) -> Initial | None:
+    """What every student starts from, where that isn't drawn; `student` is given it."""
+    if _given_weights(student, experiment.networks.student, experiment.student, "student") is None:
         return None
-    return Initial(weights=network.state_dict(), digest=weights_digest(network))
+    return Initial(weights=student.state_dict(), digest=weights_digest(student))
 
 
 def _trained(
@@ -187,14 +187,17 @@ def check(experiment: Experiment, data: Data) -> None:
     Raises:
         ValueError: one of them can't, or raises an exception; told in one line.
     """
-    outputs = {}
-    for key, spec, file in (
-        ("teacher", experiment.networks.teacher, experiment.teacher),
-        ("student", experiment.networks.student, experiment.student),
-    ):
-        network = fresh(spec, data, seed=0)
-        _given_weights(network, spec, file, key)
-        outputs[key] = stage.probe(network, data)
+    student, teacher = (
+        fresh(spec, data, seed=0) for spec in (experiment.networks.student, experiment.networks.teacher)
+    )
+    _given_weights(teacher, experiment.networks.teacher, experiment.teacher, "teacher")
+    _initial(experiment, student)
+    _check_own(experiment, data, student, teacher)
+
+
+def _check_own(experiment: Experiment, data: Data, student: nn.Module, teacher: nn.Module) -> None:
+    """Try networks, and methods of the user's own, on two images."""
+    mine, answer = stage.probe(student, data), stage.probe(teacher, data)
     labels = data.train.labels[:2]
     for name in methods.own():
         file = f"{name}.py"
@@ -204,16 +207,12 @@ def check(experiment: Experiment, data: Data) -> None:
         own = Stage(methods=(name,)).of_methods(experiment.defaults)[name]
         try:
             with torch.random.fork_rng(devices=[]):
-                built = module.build(Task(outputs["student"], outputs["teacher"], own, data.train.labels)).to(
-                    labels.device
-                )
-                terms = built(
-                    outputs["student"], outputs["teacher"], Batch(labels, torch.arange(2, device=labels.device))
-                )
+                built = module.build(Task(mine, answer, own, data.train.labels)).to(labels.device)
+                terms = built(mine, answer, Batch(labels, torch.arange(2, device=labels.device)))
             if not all(isinstance(loss, torch.Tensor) and loss.dim() == 0 for loss in terms.values()):
                 raise TypeError("losses must be scalar tensors by name")
         except Exception as error:  # whatever a user's code may raise
-            raise ValueError(f"method {name}: {code.told(error, code.path_of(file))}") from error
+            raise ValueError(f"method {name}: {blame.told(error, code.path_of(file))}") from error
 
 
 def load_data(experiment: Experiment) -> Data:
@@ -240,7 +239,7 @@ def _asked(function: Any, name: str) -> Any:
     try:
         return function()
     except (Exception, SystemExit) as error:  # whatever a user's code may raise
-        raise ValueError(f"data={name}: {code.told(error, code.path_of(name.partition(':')[0]))}") from error
+        raise ValueError(f"data={name}: {blame.told(error, code.path_of(name.partition(':')[0]))}") from error
 
 
 def fresh(spec: Network, data: Data, *, seed: int) -> nn.Module:

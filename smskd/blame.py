@@ -19,16 +19,24 @@ def where_raised(error: BaseException, file: str | None = None) -> str:
     return f"{'/'.join(Path(own[-1].filename).parts[-2:])}, line {own[-1].lineno}" if own else ""
 
 
+def told(error: BaseException, file: str | None = None) -> str:
+    """An exception in one line, with the place where it was raised, in this file if it was there."""
+    where = where_raised(error, file) or where_raised(error)
+    return f"{_line(error)} ({where})" if where else _line(error)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def text_of(error: Exception) -> tuple[str, str | None]:
     """The cause in a line, with the place of a mistake in the code; and the traceback of such a mistake, else None.
 
     A loss that diverged, and memory that didn't suffice, are no mistakes of the code.
     """
-    text = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, Diverged) or out_of_memory(error):
-        return text, None
-    where = where_raised(error)
-    return f"{text} ({where})" if where else text, "".join(traceback.format_exception(error))
+        return _line(error), None
+    return told(error), "".join(traceback.format_exception(error))
 
 
 def out_of_memory(error: Exception) -> bool:

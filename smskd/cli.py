@@ -83,10 +83,10 @@ def parse(schema: type[T], argv: Sequence[str]) -> T:
     Raises:
         ValueError: as split; an unknown key; a value of the wrong type or out of bounds.
     """
-    given = split(argv)
+    given, known = split(argv), declared(cast(Any, schema))
     for key in given:
-        check(key, declared(cast(Any, schema)))
-    return build(schema, given)
+        check(key, known)
+    return build(schema, use_files(given) if "code" in known else given)
 
 
 def check(key: str, valid: Iterable[str], *, recipes_too: bool = False) -> None:

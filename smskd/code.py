@@ -66,7 +66,7 @@ class Files(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  # type: 
         return next(one.source.encode() for one in self.modules.values() if one.path == path)
 
     def path_stats(self, path: str | bytes) -> Mapping[str, Any]:
-        """None: what was compiled elsewhere isn't looked at."""
+        """There are none, so that what was compiled elsewhere isn't looked at."""
         raise OSError("compiled code isn't kept")
 
 
@@ -96,11 +96,7 @@ def use(*paths: str | Path) -> None:
         if path.suffix != ".py" or not path.is_file():
             raise ValueError(f"{path}: there is no such file; name one of Python, FILE.py")
         mine = _read(path.absolute())
-        for name, module in mine.items():
-            other = found.get(name)
-            if other is not None and other.path != module.path:
-                raise ValueError(f"two files of one name: {other.path} and {module.path}; rename one")
-            _check_free(name, module.path)
+        _check_names(mine, found)
         found |= mine
         of[path.name] = tuple(mine)
     _replace(found, of)
@@ -143,10 +139,9 @@ def check_stamps(said: Iterable[str]) -> None:
     for stamp in said:
         file, _, expected = stamp.partition("@")
         if expected and digest(file)[:_SHOWN] != expected:
-            path = _FILES.modules[_own(file)[0]].path
             raise ValueError(
-                f"{file} must be the file with the digest {expected[:12]}, but {path}, with what it imports from its "
-                f"folder, has {digest(file)[:12]}: name the file as it was"
+                f"{file} must be the file with the digest {expected[:12]}, but {path_of(file)}, with what it imports "
+                f"from its folder, has {digest(file)[:12]}: name the file as it was"
             )
 
 
@@ -162,7 +157,7 @@ def located(name: str, key: str, *, functions: bool = False) -> tuple[str, str]:
     file = Path(path).name
     if file not in _FILES.of and _FILES.folders and (_FILES.folders[-1] / path).is_file():
         _add(_FILES.folders[-1] / path)  # named by a file that is in use
-    tree = ast.parse(_FILES.modules[_own(file, key)[0]].source)
+    tree = ast.parse(_module(file, key).source)
     kinds = ast.FunctionDef if functions else ast.FunctionDef | ast.ClassDef
     defined = [node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
     if attribute:
@@ -182,7 +177,7 @@ def located(name: str, key: str, *, functions: bool = False) -> tuple[str, str]:
 
 def defining(function: str) -> list[str]:
     """Files in use that define a function of this name."""
-    return [file for file in _FILES.of if function in _defined(_FILES.modules[_FILES.of[file][0]].source)]
+    return [file for file in _FILES.of if function in _defined(source_of(file))]
 
 
 @functools.cache  # by what it says
@@ -197,23 +192,15 @@ def load(name: str, key: str) -> Any:
         ValueError: the file isn't in use, or raises an exception when it is imported; told with the line.
     """
     file, _, attribute = named(name).partition(":")
-    module = _own(file, key)[0]
-    path = Path(_FILES.modules[module].path)
+    module, path = _own(file, key)[0], Path(_module(file, key).path)
     _FILES.folders.append(path.parent)
     try:
         loaded: ModuleType = importlib.import_module(module)
         return getattr(loaded, attribute) if attribute else loaded
     except (Exception, SystemExit) as error:  # whatever a user's file may raise
-        raise ValueError(f"{key}={name}: {file} can't be imported: {told(error, str(path))}") from error
+        raise ValueError(f"{key}={name}: {file} can't be imported: {blame.told(error, str(path))}") from error
     finally:
         _FILES.folders.pop()
-
-
-def told(error: BaseException, path: str | None = None) -> str:
-    """An exception of such a file in one line, with the place in it."""
-    where = blame.where_raised(error, path) or blame.where_raised(error)
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"{text} ({where})" if where else text
 
 
 def digest_of(given: Any) -> str:
@@ -315,12 +302,16 @@ def _version(package: str) -> str:
 
 def path_of(file: str) -> str:
     """Where a file in use was read."""
-    return _FILES.modules[_own(file)[0]].path
+    return _module(file).path
 
 
 def source_of(file: str) -> str:
     """What was read of it."""
-    return _FILES.modules[_own(file)[0]].source
+    return _module(file).source
+
+
+def _module(file: str, key: str | None = None) -> Module:
+    return _FILES.modules[_own(file, key)[0]]
 
 
 def _own(file: str, key: str | None = None) -> Sequence[str]:
@@ -335,13 +326,18 @@ def _own(file: str, key: str | None = None) -> Sequence[str]:
 
 def _add(path: Path) -> None:
     mine = _read(path.absolute())
+    _check_names(mine, _FILES.modules)
+    _FILES.modules = mine | _FILES.modules
+    _FILES.of[path.name] = tuple(mine)
+
+
+def _check_names(mine: Mapping[str, Module], others: Mapping[str, Module]) -> None:
+    """Refuse modules whose names mean others, among these or to Python."""
     for name, module in mine.items():
-        _check_free(name, module.path)
-        other = _FILES.modules.get(name)
+        other = others.get(name)
         if other is not None and other.path != module.path:
             raise ValueError(f"two files of one name: {other.path} and {module.path}; rename one")
-        _FILES.modules.setdefault(name, module)
-    _FILES.of[path.name] = tuple(mine)
+        _check_free(name, module.path)
 
 
 def _replace(modules: Mapping[str, Module], of: Mapping[str, Sequence[str]]) -> None:

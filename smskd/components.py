@@ -45,6 +45,12 @@ class Network:
             )
 
     @property
+    def kind(self) -> str:
+        """What its name begins with: CIFAR, TORCHVISION, TIMM or OBJECT; "" of one in a file."""
+        kind, slash, _ = self.name.partition("/")
+        return kind + slash if slash else ""
+
+    @property
     def short(self) -> str:
         """Its name without where it is from."""
         return self.name.rpartition("/")[2].rpartition(":")[2].removesuffix(".py")

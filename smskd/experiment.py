@@ -95,9 +95,8 @@ class Experiment(_TeacherTraining):  # type: ignore[misc]
     objects: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, given in self.objects.items():
-            label = "data" if name == "data" else components.of_object(given).short
-            object.__setattr__(self, name, components.OBJECT + label)
+        for name in self.objects:  # networks have their names below
+            object.__setattr__(self, name, components.OBJECT + name)
         check_all(self)
         for name, role in _NETWORKS.items():
             if getattr(self, name) is not None:

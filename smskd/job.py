@@ -17,7 +17,7 @@ import torch
 
 from smskd import anchor, methods, models
 from smskd import stage as training_loop
-from smskd.components import Network
+from smskd.components import TIMM, TORCHVISION, Network
 from smskd.data import Data
 from smskd.experiment import Experiment
 from smskd.files import ImageFiles, Streamed, fitted
@@ -168,9 +168,8 @@ def _of_package(network: Network, stage_methods: tuple[str, ...]) -> str:
         *(importlib.import_module(f"smskd.models.{module}") for module in models.built_by(network)),
         *(methods.load(name) for name in stage_methods),
     ]
-    kind = network.name.partition("/")[0]
     # the layers themselves are another package's
-    version = importlib.metadata.version(kind) if kind in ("torchvision", "timm") else ""
+    version = importlib.metadata.version(network.kind.rstrip("/")) if network.kind in (TORCHVISION, TIMM) else ""
     digest = hashlib.sha256(version.encode())
     for source in sources:
         tree = ast.parse(inspect.getsource(source))

@@ -73,7 +73,7 @@ def run(
     if objects:
         changes: dict[str, Any] = {
             "objects": {**made.objects, **objects},
-            "pair": None if teacher or student else made.pair,
+            "pair": None if objects.keys() - {"data"} else made.pair,
         }
         made = dataclasses.replace(made, **changes)
     bench = prepare(made, open_store(store), device=device)

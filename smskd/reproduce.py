@@ -199,8 +199,7 @@ def main(argv: Sequence[str]) -> int:
         )
         return SAME
     try:
-        words = cli.use_files(cli.split(argv))
-        verdicts = reproduce(cli.parse(Config, [f"{key}={value}" for key, value in words.items()]))
+        verdicts = reproduce(cli.parse(Config, argv))
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return BAD_INPUT

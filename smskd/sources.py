@@ -141,8 +141,7 @@ class _Raw:
         try:
             found = self.get(place)
         except Exception as error:
-            raised = f"{type(error).__name__}: {' '.join(str(error).split())} ({blame.where_raised(error)})"
-            raise ValueError(f"{self.where}: item {place} can't be read: {raised}") from error
+            raise ValueError(f"{self.where}: item {place} can't be read: {blame.told(error)}") from error
         if not isinstance(found, tuple | list) or len(found) != 2:
             raise ValueError(f"{self.where}: an item must be (image, label), but item {place} is {_told(found)}")
         return found[0], found[1]

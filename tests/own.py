@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 
 import pytest
 
 from smskd import code
+from tests import runs
+
+PAGE = (runs.ROOT / "docs" / "your-own.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"^```python\n# (\S+)\n(.*?)^```", PAGE, flags=re.M | re.S))  # by name, as the page has them
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from search import config, draws
 from smskd import train
-from tests.own import no_files  # noqa: F401 (a fixture)
+from tests.own import FILES, no_files  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,8 +28,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.M | re.S)
 
 @pytest.mark.usefixtures("no_files")
 def test_every_search_of_the_readme_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = (ROOT / "docs" / "your-own.md").read_text(encoding="utf-8")
-    for name, text in re.findall(r"^```python\n# (\S+)\n(.*?)^```", own, flags=re.M | re.S):
+    for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     searches = [words for module, words in COMMANDS if module in ("search.run", "search.plan")]

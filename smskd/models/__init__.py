@@ -12,12 +12,14 @@ from typing import Any, cast
 
 from torch import nn
 
-from smskd import code, components
+from smskd import blame, code, components
 from smskd.components import CIFAR, OBJECT, TIMM, TORCHVISION
 from smskd.models.output import Network, Output
 from smskd.models.recorded import Recorded
 
 __all__ = ["Network", "Output", "build", "built_by"]
+# The modules that build the networks of other packages.
+_FOREIGN = {TORCHVISION: "torchvision_any", TIMM: "timm_any"}
 
 
 def build(network: components.Network | str, *, num_classes: int, image: tuple[int, int, int]) -> nn.Module:
@@ -32,31 +34,30 @@ def build(network: components.Network | str, *, num_classes: int, image: tuple[i
     """
     spec = components.network(network) if isinstance(network, str) else network
     plain = _plain(spec, num_classes=num_classes, image=image)
-    if spec.name.startswith(CIFAR) and spec.layers is None:
+    if spec.kind == CIFAR and spec.layers is None:
         return plain
     return Recorded(plain, name=spec.name, num_classes=num_classes, image=image, layers=spec.layers)
 
 
 def built_by(spec: components.Network) -> list[str]:
     """The modules of this package, by name, that decide what a network is."""
-    kind, _, name = spec.name.partition("/")
-    own = [components.shipped()[name][0], "staged"] if kind + "/" == CIFAR else []
-    foreign = [f"{kind}_any"] if kind + "/" in (TORCHVISION, TIMM) else []
+    own = [components.shipped()[spec.short][0], "staged"] if spec.kind == CIFAR else []
+    foreign = [_FOREIGN[spec.kind]] if spec.kind in _FOREIGN else []
     return ["output", *own, *foreign, *(["recorded"] if not own or spec.layers is not None else [])]
 
 
 def _plain(spec: components.Network, *, num_classes: int, image: tuple[int, int, int]) -> nn.Module:
     """The module itself, whatever it returns."""
-    kind, _, name = spec.name.partition("/")
+    name = spec.name.removeprefix(spec.kind)
     shape = {"num_classes": num_classes, "in_channels": image[0]}
-    if kind + "/" == CIFAR:
+    if spec.kind == CIFAR:
         family = importlib.import_module(f"{__name__}.{components.shipped()[name][0]}")
         return cast(nn.Module, family.build(name, **shape))
-    if kind + "/" in (TORCHVISION, TIMM):
-        outside = importlib.import_module(f"{__name__}.{kind}_any")
-        more = {"image": image} if kind + "/" == TIMM else {}
+    if spec.kind in _FOREIGN:
+        outside = importlib.import_module(f"{__name__}.{_FOREIGN[spec.kind]}")
+        more = {"image": image} if spec.kind == TIMM else {}
         return cast(nn.Module, outside.build(name, **shape, **more))
-    builder = spec.object if kind + "/" == OBJECT else code.load(spec.name, "network")
+    builder = spec.object if spec.kind == OBJECT else code.load(spec.name, "network")
     return _of_builder(builder, spec.name, shape)
 
 
@@ -81,7 +82,7 @@ def _of_builder(builder: Any, name: str, shape: dict[str, int]) -> nn.Module:
     try:
         made = builder(**shape) if by_name else builder(*shape.values())
     except (Exception, SystemExit) as error:  # whatever a user's code may raise
-        raise ValueError(f"{name} can't be built: {code.told(error)}") from error
+        raise ValueError(f"{name} can't be built: {blame.told(error)}") from error
     if not isinstance(made, nn.Module):
         raise ValueError(f"{name} must make an nn.Module, but made {type(made).__name__}")
     return made

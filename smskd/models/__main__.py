@@ -91,7 +91,7 @@ def _network(key: str, read: dict[str, str]) -> components.Network:
 
 def _usual(spec: components.Network) -> tuple[int, int, int]:
     """What images of a network usually are."""
-    large = spec.name.startswith((components.TORCHVISION, components.TIMM))
+    large = spec.kind in (components.TORCHVISION, components.TIMM)
     return (3, 224, 224) if large else (3, 32, 32)
 
 
@@ -125,7 +125,7 @@ def _lines(spec: components.Network, image: tuple[int, int, int], classes: int) 
 
 
 def _stages(network: nn.Module) -> int:
-    return len(network.get_submodule("stages")._modules)
+    return len(list(network.get_submodule("stages").children()))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
-from smskd import code
+from smskd import blame
 from smskd.components import TORCHVISION
 from smskd.models.output import Output
 
@@ -241,7 +241,7 @@ def probe(network: nn.Module, image: tuple[int, int, int], *, name: str) -> Prob
                 return _tried(network, image, "cpu")
     except Exception as error:  # whatever a user's network may raise
         shape = " x ".join(map(str, image))
-        raise ValueError(f"{name} must take images of {shape}, but raises {code.told(error)}") from error
+        raise ValueError(f"{name} must take images of {shape}, but raises {blame.told(error)}") from error
 
 
 def _tried(network: nn.Module, image: tuple[int, int, int], device: str) -> Probe:

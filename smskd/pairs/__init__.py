@@ -110,7 +110,7 @@ def of_networks(teacher: Network, student: Network) -> Pair:
         if (one.teacher, one.student) == (teacher, student):
             return one
     name = f"{teacher.short}_{student.short}"
-    small = all(one.name.startswith(components.CIFAR) for one in (teacher, student))
+    small = all(one.kind == components.CIFAR for one in (teacher, student))
     return Pair(
         name=f"{name}_torchvision" if name in available() else name,
         teacher=teacher,

@@ -22,11 +22,9 @@ from safetensors.torch import load_file
 
 from search import run
 from tests import runs
-from tests.own import no_files  # noqa: F401 (a fixture)
+from tests.own import FILES, PAGE, no_files  # noqa: F401 (a fixture)
 
-TEXT = (runs.ROOT / "docs" / "your-own.md").read_text(encoding="utf-8")
-FILES = dict(re.findall(r"^```python\n# (\S+)\n(.*?)^```", TEXT, flags=re.M | re.S))
-COMMANDS = re.findall(r"^(python -m .*)$", TEXT, flags=re.M)
+COMMANDS = re.findall(r"^(python -m .*)$", PAGE, flags=re.M)
 
 
 def folder(place: Path) -> Path:
